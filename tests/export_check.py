@@ -1,0 +1,22 @@
+"""The package in git is what the notebooks export, and the README is what nbs/index.ipynb says."""
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+root = Path(__file__).parent.parent
+bin = Path(sys.executable).parent
+
+
+def state():
+    files = [*sorted((root/'llmi_kit').rglob('*.py')), root/'README.md']
+    return {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.exists()}
+
+
+before = state()
+subprocess.run([bin/'nbdev-export'], cwd=root, check=True)
+after = state()
+stale = sorted(str(f.relative_to(root)) for f in before.keys() | after.keys() if before.get(f) != after.get(f))
+if stale:
+    sys.exit(f"nbdev-export changed {', '.join(stale)}: commit what the notebooks export")
+print(f'export leaves no difference in {len(after)} files')
