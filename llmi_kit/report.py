@@ -4,7 +4,7 @@
 __all__ = ['HOW', 'TROUBLE', 'TOOLS', 'SPDX', 'MOST_FIGURES', 'TITLE', 'Credit', 'Figure', 'clip', 'licence_url', 'credits',
            'figures', 'web', 'show_all', 'insert', 'tally', 'to_html', 'picture_files', 'to_markdown', 'write_report']
 
-# %% ../nbs/08_report.ipynb #fcbb5444
+# %% ../nbs/08_report.ipynb #037b0c0c
 import hashlib, html, os, re
 from base64 import b64encode
 from collections import Counter
@@ -24,9 +24,9 @@ from markupsafe import Markup
 from .config import asset
 from .document import Document, Tag
 from .picture import Failure, Picture
-from .prose import MARKDOWN, disarm, marks, prose, safe_url, split_reasoning, unfence
+from .prose import MARKDOWN, disarm, marks, prose, safe_url, sound, split_reasoning, unfence
 
-# %% ../nbs/08_report.ipynb #cac8f439
+# %% ../nbs/08_report.ipynb #1f89d2c5
 HOW = dict(search='Found', code='Drawn by code', diffusion='Generated', edit='Edited from', input='Given with the question')
 TROUBLE = dict(invalid='the request is malformed', unavailable='there is no tool for it here', unsupported='the tool can not do this',
     not_found='nothing fitting was found', refused='it was refused', network='a server could not be reached', timeout='it took too long',
@@ -63,18 +63,18 @@ class Figure:
     @property
     def alt(self): return clip(self.caption, 250)
 
-# %% ../nbs/08_report.ipynb #bd11cc50
+# %% ../nbs/08_report.ipynb #fea4e3aa
 def clip(
     text: str,
     most: int = 500, # characters
 ) -> str:
     "One line of at most so many characters."
-    text = ' '.join(str(text)[:4 * most].split())
+    text = ' '.join(sound(str(text)[:4 * most]).split())
     return text if len(text) <= most else text[:most - 1] + '…'
 
-def _bare(text): return clip(html.unescape(nh3.clean(text[:4000], tags=set())) if '<' in text else text, 200)
+def _bare(text): return clip(html.unescape(nh3.clean(sound(text[:4000]), tags=set())) if '<' in text else text, 200)
 
-# %% ../nbs/08_report.ipynb #ef3bc986
+# %% ../nbs/08_report.ipynb #6275464b
 SPDX = ('MIT', 'BSD-2-Clause', 'BSD-3-Clause', 'Apache-2.0', 'ISC', 'Unlicense')
 
 def licence_url(
@@ -87,7 +87,7 @@ def licence_url(
     return next((f'https://spdx.org/licenses/{s}.html' for s in SPDX if s.lower() == name.strip().lower().replace(' ', '-')),
                 safe_url(name))
 
-# %% ../nbs/08_report.ipynb #5454dee8
+# %% ../nbs/08_report.ipynb #f11265c4
 def credits(
     figure: Figure,
 ) -> list[Credit]:
@@ -110,7 +110,7 @@ def _original(figure):
     first = base.credit[0]
     return [Credit(first.text if said else f'original: {first.text}', first.url), *base.credit[1:]]
 
-# %% ../nbs/08_report.ipynb #6d05943c
+# %% ../nbs/08_report.ipynb #d2672d82
 def _given(i, picture):
     figure = Figure(f'Input {i}', f'input-{i}', clip(picture.origin.title), 'input', HOW['input'], picture)
     figure.credit = credits(figure)
@@ -122,7 +122,7 @@ def _asked(tag):
     if tag.source == 'code': return 'Code of this chart' if isinstance(tag.result, Picture) else 'The code', str(tag.params.get('code', ''))[:20_000]
     return 'The request', '\n'.join(f'{k}: {str(v)[:2000]}' for k, v in tag.params.items())
 
-# %% ../nbs/08_report.ipynb #281e3bd4
+# %% ../nbs/08_report.ipynb #deb81ee8
 def _of_tag(i, tag, pool):
     "The figure of tag i (from 1); pool holds the inputs' figures and those before it."
     tool = tag.source if tag.source in HOW else 'unknown'
@@ -142,7 +142,7 @@ def _trouble(tag):
     if tag.error: return f'Not made: {TROUBLE["invalid"]}', clip(tag.error, 1000)
     return 'Not made yet', 'The tag was read, but no tool has run: call `resolve` first.'
 
-# %% ../nbs/08_report.ipynb #02636a78
+# %% ../nbs/08_report.ipynb #6116196b
 def figures(
     document: Document,
 ) -> tuple[list[Figure], list[Figure]]:
@@ -152,7 +152,7 @@ def figures(
     for i, tag in enumerate(document.tags, 1): pool.append(_of_tag(i, tag, pool))
     return given, pool[len(given):]
 
-# %% ../nbs/08_report.ipynb #24f64059
+# %% ../nbs/08_report.ipynb #3d6c4d6c
 def _photo(image):
     "Many colours in a sparse sample: a photograph, to which JPEG does no visible harm."
     return image.convert('RGB').resize((64, 64), 0).getcolors(1024) is None
@@ -175,7 +175,7 @@ def web(
     image.save(buffer := BytesIO(), kind, **(dict(quality=85, optimize=True) if kind == 'JPEG' else {}))
     return f'data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}', *image.size, clear
 
-# %% ../nbs/08_report.ipynb #5b64cc99
+# %% ../nbs/08_report.ipynb #72e53fe6
 def _show(figure, side):
     "Fill in how the figure's picture is shown; a picture that can not be decoded becomes a failure."
     if not figure.picture: return figure
@@ -193,7 +193,7 @@ def show_all(figures, side=1600):
     "Decode and shrink in threads: Pillow works outside the interpreter's lock."
     with ThreadPoolExecutor() as pool: return list(pool.map(partial(_show, side=side), figures))
 
-# %% ../nbs/08_report.ipynb #a6b747eb
+# %% ../nbs/08_report.ipynb #4c1612fa
 @cache
 def _layout():
     "The template's macros."
@@ -207,7 +207,7 @@ def _style(name):
 
 _style('report.css')[1]
 
-# %% ../nbs/08_report.ipynb #e3d987d1
+# %% ../nbs/08_report.ipynb #a925b1ba
 MOST_FIGURES = 500  # beyond it a line of text each: a hostile answer may hold a hundred thousand tags
 
 def _html_of(figure, anchors):
@@ -225,18 +225,14 @@ def insert(
         return found[0] if len(found) == 1 else f'<div class="gallery">{"".join(found)}</div>' if found else ''
     return re.sub(f'(?:{pattern.pattern}\\s*)+', swap, body)
 
-# %% ../nbs/08_report.ipynb #d415f66d
-def _sound(text):
-    "Half of a surrogate pair, as broken JSON brings it, has no UTF-8: a question mark stands for it."
-    return text.encode('utf8', 'replace').decode()
-
+# %% ../nbs/08_report.ipynb #5409bd41
 def _marked(document):
     "The answer with marks for tags, and the marks' pattern."
     mark, pattern = marks(document.answer)
     pieces, n = [], 0
     for piece in document.text_and_tags():
         n += isinstance(piece, Tag)
-        pieces.append(mark.format(n) if isinstance(piece, Tag) else _sound(piece))
+        pieces.append(mark.format(n) if isinstance(piece, Tag) else sound(piece))
     return ''.join(pieces), pattern
 
 def _body(reasoning, text, pattern, figures, anchors=True):
@@ -248,7 +244,7 @@ def _body(reasoning, text, pattern, figures, anchors=True):
         out = f'<details class="reasoning"><summary>Reasoning</summary>{thought}</details>{out}'
     return Markup(out + ''.join(shown.values()))
 
-# %% ../nbs/08_report.ipynb #bbba82e0
+# %% ../nbs/08_report.ipynb #2c287e34
 TITLE = re.compile(r'\A\s*#[ \t]+(\S[^\n]{0,300}?)[ \t#]*(?:\n|\Z)')
 
 def _heading(text, pattern, title, question):
@@ -256,9 +252,9 @@ def _heading(text, pattern, title, question):
     m = TITLE.match(text)
     own = html.unescape(nh3.clean(MARKDOWN.renderInline(m[1]), tags=set())) if m and not pattern.search(m[1]) else ''
     if own and title in (None, '', own): return clip(own, 200), text[m.end():]
-    return clip(_sound(title or ''), 200) or clip(_sound(question), 120) or 'Illustrated answer', text
+    return clip(title or '', 200) or clip(question, 120) or 'Illustrated answer', text
 
-# %% ../nbs/08_report.ipynb #c66f37d3
+# %% ../nbs/08_report.ipynb #c493a277
 def tally(
     document: Document,
 ) -> list[dict]: # tool, calls, pictures, failures, kinds ("2 timeout"), seconds
@@ -275,7 +271,7 @@ def _counts(tags):
     return dict(calls=len(tags), pictures=len(pictures), failures=sum(kinds.values()), seconds=seconds,
                 kinds=', '.join(f'{n} {kind}' for kind, n in kinds.most_common()))
 
-# %% ../nbs/08_report.ipynb #2094c94e
+# %% ../nbs/08_report.ipynb #d373cdcc
 def _when(date):
     "A day, or a day and a time, as people write it."
     if isinstance(date, datetime): return f'{date.day} {date:%B %Y, %H:%M}'
@@ -285,9 +281,9 @@ def _facts(document, model, date, seconds):
     cost = sum(t.result.origin.cost for t in document.tags if isinstance(t.result, Picture))
     facts = dict(Model=clip(model), Written=_when(date), Took=f'{seconds:.1f} s' if seconds is not None else '',
                  Pictures=f'{cost:.2f} USD' if cost else '')
-    return [(name, _sound(value)) for name, value in facts.items() if value]
+    return [(name, value) for name, value in facts.items() if value]
 
-# %% ../nbs/08_report.ipynb #737baf20
+# %% ../nbs/08_report.ipynb #955a9575
 def to_html(
     document: Document,
     question: str = '',
@@ -309,9 +305,9 @@ def to_html(
     page = dict(lang=lang if re.fullmatch(r'[A-Za-z0-9-]{2,35}', lang) else 'en', title=heading, heading=heading, question=asks,
         inputs=given, body=_body(reasoning, text, pattern, asked), tally=tally(document), facts=facts,
         kicker=_when(date), style=style, style_hash=style_hash)
-    return _sound(str(_layout().page(page)))
+    return sound(str(_layout().page(page)))
 
-# %% ../nbs/08_report.ipynb #46fd9f69
+# %% ../nbs/08_report.ipynb #01a21c42
 @patch
 def _repr_html_(self:Document):
     "The answer with its pictures, captions and failures."
@@ -320,12 +316,12 @@ def _repr_html_(self:Document):
     given, asked = figures(self)
     given, asked = show_all(given, 640), show_all(asked, 640)
     r = dict(inputs=given, body=_body(reasoning, text, pattern, asked, anchors=False), style=_style('notebook.css')[0])
-    return _sound(str(_layout().fragment(r)))
+    return sound(str(_layout().fragment(r)))
 
-# %% ../nbs/08_report.ipynb #27b09a81
+# %% ../nbs/08_report.ipynb #79319612
 def _md(text):
     "Text as text, on one line of Markdown."
-    return re.sub(r'([\\`*_\[\]<>|~#!$&])', r'\\\1', clip(_sound(text), 1000))
+    return re.sub(r'([\\`*_\[\]<>|~#!$&])', r'\\\1', clip(text, 1000))
 
 def _md_figure(figure, file, alone):
     "A picture with its caption, or why there is none."
@@ -340,13 +336,13 @@ def _md_place(line, shown, pattern):
     put = lambda m: ('<br>' if alone else ' ').join(_md_figure(*shown[int(i)], alone) for i in pattern.findall(m[0]))
     return re.sub(f'(?:{pattern.pattern}[ \\t]*)+', put, line)
 
-# %% ../nbs/08_report.ipynb #3a073506
+# %% ../nbs/08_report.ipynb #e115fb68
 def _md_body(text, shown, pattern):
     "The answer's Markdown with its figures."
     lines = disarm(unfence(text, pattern)).splitlines(keepends=True)
     return ''.join(_md_place(line, shown, pattern) if pattern.search(line) else line for line in lines).strip()
 
-# %% ../nbs/08_report.ipynb #d303b4cb
+# %% ../nbs/08_report.ipynb #ac34ac89
 def picture_files(
     document: Document,
 ) -> dict[str, Picture]: # path below the report's folder -> picture
@@ -354,7 +350,7 @@ def picture_files(
     files = {f'images/input-{i:02}.png': p for i, p in enumerate(document.inputs, 1)}
     return files | {f'images/{i:02}.png': t.result for i, t in enumerate(document.tags, 1) if isinstance(t.result, Picture)}
 
-# %% ../nbs/08_report.ipynb #9e69385b
+# %% ../nbs/08_report.ipynb #cbd52cbb
 def _md_credit(figure, file):
     "One line: what it is, where it came from, its file."
     how = f'{figure.how} {figure.base.label}' if figure.base else figure.how
@@ -364,7 +360,7 @@ def _md_credit(figure, file):
 
 def _md_code(figure):
     ticks = '`' * max(3, 1 + max(map(len, re.findall('`+', figure.code)), default=0))
-    return f'\n<details><summary>Code of {figure.label}</summary>\n\n{ticks}python\n{_sound(figure.code).strip()}\n{ticks}\n\n</details>\n'
+    return f'\n<details><summary>Code of {figure.label}</summary>\n\n{ticks}python\n{sound(figure.code).strip()}\n{ticks}\n\n</details>\n'
 
 def _md_foot(document, figures, files, facts):
     "Credits, code, and the tools' table."
@@ -376,7 +372,7 @@ def _md_foot(document, figures, files, facts):
                 f'| {r["seconds"]:.1f} |' for r in rows]
     return '\n'.join(out) + ''.join(f'\n\n{name}: {_md(value)}' for name, value in facts) + '\n'
 
-# %% ../nbs/08_report.ipynb #a860e16f
+# %% ../nbs/08_report.ipynb #b749723d
 @delegates(to_html)
 def to_markdown(
     document: Document,
@@ -396,7 +392,7 @@ def to_markdown(
     foot = _md_foot(document, given + asked, inputs + files, _facts(document, model, date, seconds))
     return '\n\n'.join([*head, _md_body(text, shown, pattern)]) + foot
 
-# %% ../nbs/08_report.ipynb #c1af555b
+# %% ../nbs/08_report.ipynb #67fbfeef
 def _put(path, data):
     "Write a file at once or not at all."
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -419,7 +415,7 @@ def _sweep(folder, keep):
     for old in (folder / 'images').glob('*.png'):
         if re.fullmatch(r'(input-)?\d{2,}\.png', old.name) and f'images/{old.name}' not in keep: old.unlink()
 
-# %% ../nbs/08_report.ipynb #9a955d27
+# %% ../nbs/08_report.ipynb #3d6f7dab
 @delegates(to_html)
 def write_report(
     document: Document,
