@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DiffusionBackend', 'DiffusionTool', 'from_profile']
 
-# %% ../../nbs/04_diffusion.ipynb #e4bed593
+# %% ../../nbs/04_diffusion.ipynb #987c2be2
 import time
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from ..picture import Failure, Picture
 from .image_model import ImageModel
 from .image_server import server_for
 
-# %% ../../nbs/04_diffusion.ipynb #a5eb7218
+# %% ../../nbs/04_diffusion.ipynb #978b846a
 class DiffusionBackend(Protocol):
     key: str    # what determines its pictures besides prompt and seed
     name: str
@@ -39,7 +39,7 @@ class DiffusionTool:
         if isinstance(answer, Failure): return answer.model_copy(update=dict(seconds=taken()))
         return answer.with_origin(tool='diffusion', request=dict(prompt=prompt), seed=seed, title=prompt[:120], seconds=taken())
 
-# %% ../../nbs/04_diffusion.ipynb #cf96cecd
+# %% ../../nbs/04_diffusion.ipynb #723a5334
 def from_profile(profile) -> DiffusionTool:
     "The tool that a profile names; one that says what is missing where it names none."
     missing = (f"no diffusion model in profile '{profile.name}': set diffusion in settings.ini to a model folder, a hub name, "

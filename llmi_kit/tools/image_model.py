@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'quiet_diffusers', 'tiny_pipeline', 'takes', 'pipeline_for', 'ImageModel', 'call_arguments', 'fitted']
 
-# %% ../../nbs/03_image_model.ipynb #cdf9d3a9
+# %% ../../nbs/03_image_model.ipynb #e4c1144f
 import asyncio, hashlib, inspect, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,17 +15,18 @@ from PIL import Image
 
 from ..picture import Failure, Origin, Picture
 
-# %% ../../nbs/03_image_model.ipynb #f6deeeaf
+# %% ../../nbs/03_image_model.ipynb #99e4fab5
 def quiet_diffusers():
     "The diffusers module, imported without notes and set to log errors only."
-    import transformers
+    import transformers, transformers.utils.logging
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     import diffusers
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     return diffusers
 
-# %% ../../nbs/03_image_model.ipynb #18d71854
+# %% ../../nbs/03_image_model.ipynb #5803fa2a
 def _letters():
     "A CLIP tokenizer that knows letters and digits."
     from transformers import CLIPTokenizer
@@ -37,7 +38,7 @@ def _text_encoder(size):
     shape = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
     return CLIPTextModel(CLIPTextConfig(**shape, vocab_size=size, max_position_embeddings=32, bos_token_id=0, eos_token_id=1, pad_token_id=1))
 
-# %% ../../nbs/03_image_model.ipynb #78cda896
+# %% ../../nbs/03_image_model.ipynb #fd3be08a
 def tiny_pipeline(
     edits: bool = False,    # InstructPix2Pix, which takes a picture too, instead of Stable Diffusion
 ):
@@ -54,23 +55,24 @@ def tiny_pipeline(
     return kind(vae=vae, text_encoder=_text_encoder(74), tokenizer=_letters(), unet=unet, scheduler=d.DDIMScheduler(clip_sample=False, steps_offset=1),
                 safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-# %% ../../nbs/03_image_model.ipynb #33b451d9
+# %% ../../nbs/03_image_model.ipynb #be3817a9
 def takes(call, name: str) -> bool: return name in inspect.signature(call).parameters
 
 def pipeline_for(
     model: str,             # folder or hub name
     edits: bool = False,
+    **where,                # local_files_only
 ) -> tuple:
     "(the class to load `model` with, its arguments). Raises OSError for a missing model."
     d = quiet_diffusers()
-    index = d.DiffusionPipeline.load_config(model)
+    index = d.DiffusionPipeline.load_config(model, **where)
     saved = getattr(d, index['_class_name'], None)
     # the checker turns pictures black when it errs; whoever publishes pictures decides about them, not this call
     off = {k: None for k in ('safety_checker', 'feature_extractor') if index.get('safety_checker', [None])[0] and k in index}
     if not edits: return d.AutoPipelineForText2Image, off
     return (d.DiffusionPipeline if saved and takes(saved.__call__, 'image') else d.AutoPipelineForImage2Image), off
 
-# %% ../../nbs/03_image_model.ipynb #96a59904
+# %% ../../nbs/03_image_model.ipynb #cbacd776
 class ImageModel:
     "A diffusers pipeline that is loaded at the first request."
     def __init__(self,
@@ -97,7 +99,7 @@ def _in_cache(model):
     from huggingface_hub import try_to_load_from_cache
     return isinstance(try_to_load_from_cache(model, 'model_index.json'), str)
 
-# %% ../../nbs/03_image_model.ipynb #68bee194
+# %% ../../nbs/03_image_model.ipynb #4c92b973
 @patch(as_prop=True)
 def key(self: ImageModel) -> str:
     "Changes with the files of the model, the settings and the kind of device."
@@ -106,14 +108,21 @@ def key(self: ImageModel) -> str:
     state = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12] if files else 'hub'
     return f'diffusers:{self.name}@{state}/{self.size}/{self.steps}/{self.guidance}/{self.device}'
 
-# %% ../../nbs/03_image_model.ipynb #03bb2e10
+# %% ../../nbs/03_image_model.ipynb #18755d3d
+@patch
+def _pipeline(self: ImageModel, **where):
+    source = str(self.folder) if self.folder.is_dir() else self.model
+    loader, off = pipeline_for(source, self.edits, **where)
+    return loader.from_pretrained(source, dtype=torch.bfloat16 if self.device == 'cuda' else torch.float32, **off, **where)
+
 @patch
 def load(self: ImageModel):
     "The pipeline, loaded once: bf16 on a GPU, fp32 elsewhere; parts wait in main memory where the GPU can't hold them all."
     if self.pipe is not None: return self.pipe
-    loader, off = pipeline_for(self.model if not self.folder.is_dir() else str(self.folder), self.edits)
-    source = str(self.folder) if self.folder.is_dir() else self.model
-    pipe = loader.from_pretrained(source, dtype=torch.bfloat16 if self.device == 'cuda' else torch.float32, **off)
+    try: pipe = self._pipeline(local_files_only=True)   # what is here already needs no network, nor its time-outs
+    except OSError:
+        if self.folder.is_dir() or os.environ.get('HF_HUB_OFFLINE'): raise
+        pipe = self._pipeline()
     pipe.set_progress_bar_config(disable=True)
     parts = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
     need = sum(p.numel()*p.element_size() for m in parts for p in m.parameters())
@@ -123,13 +132,13 @@ def load(self: ImageModel):
     self.pipe = pipe
     return pipe
 
-# %% ../../nbs/03_image_model.ipynb #27a49b2f
+# %% ../../nbs/03_image_model.ipynb #89009c22
 def call_arguments(pipe, prompt: str, image: Image.Image | None, seed: int, **settings) -> dict:
     "What `pipe(...)` takes of a request; settings that are None are left to the pipeline."
     given = dict(prompt=prompt, image=image, generator=torch.Generator('cpu').manual_seed(seed % 2**63), **settings)
     return {k: v for k, v in given.items() if v is not None and takes(pipe.__call__, k)}
 
-# %% ../../nbs/03_image_model.ipynb #27463019
+# %% ../../nbs/03_image_model.ipynb #ec2a4f28
 LONGEST = 1024      # px: what image-to-image models are trained at, at most
 
 def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
@@ -140,7 +149,7 @@ def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
     by = min(1, LONGEST/max(image.size))
     return image.resize([max(multiple, round(s*by/multiple)*multiple) for s in image.size], Image.Resampling.LANCZOS)
 
-# %% ../../nbs/03_image_model.ipynb #b4aaf6c1
+# %% ../../nbs/03_image_model.ipynb #71b01445
 class _Stopped(Exception): "Nobody waits for this picture any more."
 
 @patch
@@ -164,16 +173,16 @@ def _failed(self: ImageModel, e) -> Failure:
         if torch.cuda.is_available(): torch.cuda.empty_cache()
         return Failure(kind='unavailable', message=f'{self.name} needs more memory than {self.device} has left: choose a smaller model or picture')
     if self.pipe is not None: return Failure(kind='internal', message=f'{self.name} failed while drawing ({_brief(e)})')
-    if missing := self.ready(): return Failure(kind='unavailable', message=missing)
     if isinstance(e, OSError) and not self.folder.is_dir():
         return Failure(kind='unavailable', message=f'the model {self.name} is neither a folder nor cached, and the hub was not reached: hf download {self.name}')
     return Failure(kind='unavailable', message=f'the model {self.name} can not be loaded ({_brief(e)}): check its folder')
 
-def _brief(e): return f'{type(e).__name__}: {" ".join(str(e).split())[:150]}'
+def _brief(e): return f'{type(e).__name__}: {" ".join(re.sub(r"(/[^/ ]+)+/", "", str(e)).split())[:150]}'
 
-# %% ../../nbs/03_image_model.ipynb #7bfb452d
+# %% ../../nbs/03_image_model.ipynb #fd1a50e5
 @patch
 def _make(self: ImageModel, prompt, image, seed, stop):
+    if missing := self.ready(): return Failure(kind='unavailable', message=missing)
     try: drawn = self._draw(prompt, image, seed, stop)
     except _Stopped: return Failure(kind='timeout', message='the picture was no longer waited for')
     except Exception as e: return self._failed(e)     # pipelines raise almost anything on files that are not theirs
