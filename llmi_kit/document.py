@@ -6,7 +6,7 @@ __all__ = ['Words', 'PARAMS', 'TOKEN', 'WORDS', 'ESCAPES', 'POINT', 'HELD', 'MOS
            'TOO_MANY', 'Params', 'Diffusion', 'Search', 'Code', 'Edit', 'Quoted', 'tag_error', 'Call', 'Tag',
            'Document', 'parse', 'with_inputs', 'instructions']
 
-# %% ../nbs/01_document.ipynb #85f69087
+# %% ../nbs/01_document.ipynb #adbda792
 import base64, re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from .config import asset
 from .picture import Failure, Picture
 
-# %% ../nbs/01_document.ipynb #622da940
+# %% ../nbs/01_document.ipynb #aee4619d
 class Params(BaseModel):
     "What one kind of tag asks for: exactly these keys, exactly these types. Derive from it to add a source."
     model_config = ConfigDict(strict=True, extra='forbid', frozen=True)
@@ -40,10 +40,10 @@ class Edit(Params):
     img_index: int = Field(ge=0)
     prompt: Words
 
-# %% ../nbs/01_document.ipynb #8d125b2a
+# %% ../nbs/01_document.ipynb #0c6d034a
 PARAMS: dict[str, type[Params]] = dict(diffusion=Diffusion, search=Search, code=Code, edit=Edit)
 
-# %% ../nbs/01_document.ipynb #7d00f8a5
+# %% ../nbs/01_document.ipynb #d38831d3
 TOKEN = re.compile(r"""\s*+(?:
     (?P<string>[rRuU]?(?:'{3}[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'{3} | "{3}[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3}
                          | '[^'\\]*(?:\\.[^'\\]*)*' | "[^"\\]*(?:\\.[^"\\]*)*"))
@@ -52,7 +52,7 @@ TOKEN = re.compile(r"""\s*+(?:
   | (?P<mark>[{}:,]))""", re.S | re.X)
 WORDS = dict(true=True, false=False, none=None, null=None)
 
-# %% ../nbs/01_document.ipynb #92154522
+# %% ../nbs/01_document.ipynb #3572850c
 ESCAPES = {'\\\n': '', "\\'": "'", '\\"': '"', '\\/': '/', '\\n': '\n', '\\r': '\r', '\\t': '\t'}
 POINT = re.compile(r'\\u([dD][89abAB]\w\w)\\u([dD][c-fC-F]\w\w)|\\x([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\U00((?:0\w|10)[0-9a-fA-F]{4})')
 HELD = '\udead'     # stands in for a backslash; a body with lone surrogates is refused before
@@ -62,7 +62,7 @@ def _point(m):
     try: return bytes.fromhex(m[1] + m[2]).decode('utf-16-be') if m[1] else chr(int(m[3] or m[4] or m[5], 16)).encode().decode()
     except ValueError: return '\ufffd'
 
-# %% ../nbs/01_document.ipynb #1bd6956e
+# %% ../nbs/01_document.ipynb #d6d6635e
 class Quoted(NamedTuple):
     "A string literal as it stands between its quotes."
     raw: str
@@ -77,7 +77,7 @@ class Quoted(NamedTuple):
 
 def _verbatim(text): return Quoted(text.replace('\\', '\\\\'))
 
-# %% ../nbs/01_document.ipynb #3230ef2e
+# %% ../nbs/01_document.ipynb #07ea6b95
 MOST_TOKENS = 400   # a tag has about 15; the pieces of a string that Python would join count one each
 
 def _quoted(token):
@@ -91,7 +91,7 @@ def _value(m):
     if kind == 'number': return float(token) if '.' in token else int(token)
     return WORDS[token.lower()] if kind == 'word' else token
 
-# %% ../nbs/01_document.ipynb #f3066a98
+# %% ../nbs/01_document.ipynb #55f42c6a
 def _scan(text, start=0, stop=None):
     "Tokens until the braces balance, and where they end; `False` first if they never do."
     tokens, depth, stop = [], 0, len(text) if stop is None else stop
@@ -105,7 +105,7 @@ def _scan(text, start=0, stop=None):
         if depth <= 0: return tokens, start
     return False, start
 
-# %% ../nbs/01_document.ipynb #92f58e92
+# %% ../nbs/01_document.ipynb #7fc4705d
 def _build(tokens):
     "The dict that `tokens`, an iterator just past an opening brace, spell. Raises ValueError."
     found = {}
@@ -119,7 +119,7 @@ def _build(tokens):
         if after != ',': raise ValueError("separate the entries with commas")
     return found
 
-# %% ../nbs/01_document.ipynb #347221e4
+# %% ../nbs/01_document.ipynb #947e3566
 TRIPLE = r"""QQQ[^Q\\]*(?:(?:\\.|Q(?!QQ))[^Q\\]*)*QQQ"""
 STRING = '|'.join([TRIPLE.replace('Q', "'"), TRIPLE.replace('Q', '"'), r"'[^'\\\n]*(?:\\.[^'\\\n]*)*'", r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"'])
 # a string stands neither right behind a bracket nor right before or behind a word
@@ -138,7 +138,7 @@ def _code(readings):
     "The first of some readings that is Python, or None."
     return next((code for code in map(_with_lines, readings) if _is_python(code)), None)
 
-# %% ../nbs/01_document.ipynb #3821f573
+# %% ../nbs/01_document.ipynb #9b3add12
 KEY = r"""(?:^|,)\s*+(['"])%s\1\s*+:\s*+"""
 HIDDEN = re.compile(r"""['"]\s*+,\s*+['"]\w++['"]\s*+:""")  # something that looks like another key
 
@@ -153,7 +153,7 @@ def _loose(value, is_code):
         break
     raise ValueError
 
-# %% ../nbs/01_document.ipynb #443b33fe
+# %% ../nbs/01_document.ipynb #b3e13008
 def _fields(text, keys):
     "Split `'a': ..., 'b': ...` where each key first stands as one. Raises ValueError."
     found = [re.search(KEY % re.escape(key), text) for key in keys]
@@ -163,7 +163,7 @@ def _fields(text, keys):
     ends = [start for start, _, _ in marks[1:]] + [len(text)]
     return {key: _loose(text[start:end].strip(), key == 'code') for (_, start, key), end in zip(marks, ends, strict=True)}
 
-# %% ../nbs/01_document.ipynb #4baafee4
+# %% ../nbs/01_document.ipynb #87c2c492
 PARAMS_KEY = re.compile(r""",\s*+(['"])params\1\s*+:\s*+\{""")
 
 def _recover(body):
@@ -180,7 +180,7 @@ def _recover(body):
     if not model: raise ValueError
     return head | dict(params=_fields(tail, list(model.model_fields)))
 
-# %% ../nbs/01_document.ipynb #1c3ba477
+# %% ../nbs/01_document.ipynb #31c4827e
 SURROGATE = re.compile('[\ud800-\udfff]')
 
 def _plain(value, key=''):
@@ -201,7 +201,7 @@ def _read(body):
     raise ValueError('the body is not one Python dict: quote every string, put a backslash before a quote inside it and '
                      'close every brace' + (f' (look near {near!r})' if near else ''))
 
-# %% ../nbs/01_document.ipynb #79c2673d
+# %% ../nbs/01_document.ipynb #4c9be3be
 KEYS = ('source', 'description', 'params')
 
 def _shape(model): return '{' + ', '.join(f"'{k}': {f.annotation.__name__}" for k, f in model.model_fields.items()) + '}'
@@ -216,7 +216,7 @@ def _params_fault(source, params):
         why = why.get(bad['type']) or f"'{key}' is {repr(bad['input'])[:40]}"
         return f"params of '{source}' must be {_shape(PARAMS[source])}: {why}"
 
-# %% ../nbs/01_document.ipynb #6cfdec95
+# %% ../nbs/01_document.ipynb #774432ad
 def _fault(tree, n_images):
     "The first thing wrong with a dict that should be a tag, in one sentence, or None."
     if set(tree) != set(KEYS):
@@ -232,7 +232,7 @@ def _fault(tree, n_images):
         return (f"img_index {params['img_index']} points to no picture: " +
                 (f'use 0 to {n_images - 1}, the pictures before this tag' if n_images else 'no picture stands before this tag'))
 
-# %% ../nbs/01_document.ipynb #f614a802
+# %% ../nbs/01_document.ipynb #0385bfda
 def tag_error(
     body: str,          # what stands between <imgen> and </imgen>
     n_tags: int,        # tags before this one, whose pictures it may edit
@@ -242,7 +242,7 @@ def tag_error(
     try: return _fault(_read(body), n_tags + n_inputs)
     except ValueError as e: return str(e)
 
-# %% ../nbs/01_document.ipynb #b7c86cc0
+# %% ../nbs/01_document.ipynb #d4f55b91
 def _from_json(value):
     if isinstance(value, dict): return base64.b64decode(value['utf8']).decode('utf8', 'surrogatepass')
     if isinstance(value, str): return value
@@ -254,7 +254,7 @@ def _to_json(text):
 # any str at all; one that is not valid Unicode becomes base64 in JSON
 Text = Annotated[str, PlainValidator(_from_json), PlainSerializer(_to_json, return_type=Any, when_used='json')]
 
-# %% ../nbs/01_document.ipynb #702d4fd1
+# %% ../nbs/01_document.ipynb #2d19e186
 class Call(BaseModel):
     "When a tag's tool ran, in seconds since the resolving began, and how."
     started: float
@@ -279,7 +279,7 @@ class Tag(BaseModel):
         "Place in `Document.pool()` of the picture this one is made from."
         return self.params.get('img_index')
 
-# %% ../nbs/01_document.ipynb #338b3b14
+# %% ../nbs/01_document.ipynb #d832674d
 class Document(BaseModel):
     "An answer with its tags in order. `str(document)` is the answer, byte for byte."
     answer: Text
@@ -303,7 +303,7 @@ class Document(BaseModel):
         given = self.inputs or [None]*self.n_inputs
         return [*given, *(tag.result for tag in self.tags)]
 
-# %% ../nbs/01_document.ipynb #01cdb857
+# %% ../nbs/01_document.ipynb #97115c72
 MARKER = re.compile(r'<\s{0,9}(/?)\s{0,9}imgen\s{0,9}>')
 CLOSING = re.compile(r'\s*+<\s{0,9}/\s{0,9}imgen\s{0,9}>')
 WINDOW = 16     # markers that one body may mention in its strings
@@ -325,7 +325,7 @@ def _span(answer, marks, i):
     end = end if balanced else _unclosed_end(answer, mark, ahead[0])
     return mark.start(), end, answer[mark.end():end], False
 
-# %% ../nbs/01_document.ipynb #928ef8fe
+# %% ../nbs/01_document.ipynb #d82d3d4b
 TOO_MANY = f'an answer has at most {MOST_TAGS} tags: leave out this one and all after it'
 
 def _tag(start, end, body, closed, n_images):
@@ -335,7 +335,7 @@ def _tag(start, end, body, closed, n_images):
     said = {k: tree[k] for k in ('source', 'description') if isinstance(tree.get(k), str)}
     return Tag(start=start, end=end, body=body, **said, error=fault, params={} if fault else tree['params'])
 
-# %% ../nbs/01_document.ipynb #f847a340
+# %% ../nbs/01_document.ipynb #185dcf80
 def parse(
     answer: str,        # as a model wrote it: Markdown with <imgen> tags
     n_inputs: int = 0,  # pictures given with the question
@@ -351,7 +351,7 @@ def parse(
         at = tags[-1].end
     return Document(answer=answer, n_inputs=n_inputs, tags=tags)
 
-# %% ../nbs/01_document.ipynb #325eee6d
+# %% ../nbs/01_document.ipynb #2a58672b
 def with_inputs(self: Document,
     inputs: list[Picture],  # pictures given with the question, in order
 ) -> Document:
@@ -361,7 +361,7 @@ def with_inputs(self: Document,
 
 Document.with_inputs = with_inputs
 
-# %% ../nbs/01_document.ipynb #7b169cc7
+# %% ../nbs/01_document.ipynb #d7609bdc
 def instructions(
     style: Literal['full', 'compact'] = 'full',  # compact: for very small backbones
 ) -> str:

@@ -4,7 +4,7 @@
 __all__ = ['TRIES', 'PAUSE', 'ANSWER', 'Tool', 'CodeTool', 'Toolkit', 'ready', 'close', 'attempts', 'timed_call', 'call',
            'resolve', 'tool_table', 'failure_table', 'from_profile']
 
-# %% ../nbs/06_toolkit.ipynb #680565b3
+# %% ../nbs/06_toolkit.ipynb #00f6cd5e
 import asyncio, random, time
 from collections import Counter
 from collections.abc import Iterable
@@ -23,16 +23,17 @@ from .document import Call, Document
 from .picture import Failure, Origin, Picture
 from .sandbox import Sandbox
 
-# %% ../nbs/06_toolkit.ipynb #44623d46
+# %% ../nbs/06_toolkit.ipynb #da6c0cde
 class Tool(Protocol):
     "What turns the params of a tag into a picture. A tool whose params have `img_index` gets `image` in its place."
     key: str                                # all that determines a picture besides the request: backend, model, settings
     def ready(self) -> str | None: ...      # None, or one sentence that says what is missing
     async def __call__(self, seed: int = 0, **params) -> Picture | Failure: ...
 
-# %% ../nbs/06_toolkit.ipynb #f7e24d2d
+# %% ../nbs/06_toolkit.ipynb #236a2ef9
 class CodeTool:
     "A chart from Python code, drawn in a sandbox. The same code gives the same picture, whatever the seed."
+    seeded = False
     def __init__(self, sandbox: Sandbox): self.sandbox = sandbox
 
     @property
@@ -47,7 +48,7 @@ class CodeTool:
         origin = Origin(tool='code', backend='sandbox', request=dict(code=code), seconds=drawing.seconds)
         return Picture.read(drawing.png, origin)
 
-# %% ../nbs/06_toolkit.ipynb #9548f4f2
+# %% ../nbs/06_toolkit.ipynb #8fcc5db0
 class Toolkit:
     "Tools by source, with one cache, one deadline and a limit of concurrent calls for each tool."
     def __init__(self,
@@ -65,7 +66,7 @@ class Toolkit:
         most = self.workers if isinstance(self.workers, int) else self.workers.get(source, 8)
         return limits.setdefault(source, asyncio.Semaphore(most))
 
-# %% ../nbs/06_toolkit.ipynb #24de352a
+# %% ../nbs/06_toolkit.ipynb #1f921e8d
 def _ready(tool):
     try: return tool.ready() if hasattr(tool, 'ready') else None
     except Exception as e: return f'it can not say whether it is ready ({type(e).__name__}: {e})'
@@ -83,7 +84,7 @@ async def _enter(self: Toolkit): return self
 async def _leave(self: Toolkit, *_): self.close()
 Toolkit.ready, Toolkit.close, Toolkit.__aenter__, Toolkit.__aexit__ = ready, close, _enter, _leave
 
-# %% ../nbs/06_toolkit.ipynb #c171a4f7
+# %% ../nbs/06_toolkit.ipynb #e3f05c68
 TRIES = 3           # what has failed three times in a row mostly goes on failing
 PAUSE = .5          # seconds before the second try, doubled for each after it
 
@@ -98,7 +99,7 @@ async def _once(tool, request):
     if isinstance(answer, Failure) and not answer.seconds: answer = answer.model_copy(update=dict(seconds=time.perf_counter() - start))
     return answer
 
-# %% ../nbs/06_toolkit.ipynb #ae445ce3
+# %% ../nbs/06_toolkit.ipynb #de4f2a9b
 async def attempts(
     tool: Tool,
     request: dict,      # what the tool is called with
@@ -119,7 +120,7 @@ async def attempts(
         last = last or Failure(kind='timeout', message=f'{late}: try again, or set tool_seconds higher', seconds=seconds)
     return last, tries
 
-# %% ../nbs/06_toolkit.ipynb #4830c9c3
+# %% ../nbs/06_toolkit.ipynb #c2f2bd00
 ANSWER = TypeAdapter(Picture | Failure)
 
 def _kept(answer): return isinstance(answer, Picture) or answer.kind == 'code'
@@ -135,11 +136,12 @@ async def _remembered(store, key, make):
         return made[0] if made else ANSWER.validate_json(text)
     except Exception: return made[0] if made else await make()
 
-# %% ../nbs/06_toolkit.ipynb #a54df2bc
+# %% ../nbs/06_toolkit.ipynb #87be90b9
 def _key(tool, request):
     "What determines the answer, or None if that is not known."
     try: named = getattr(tool, 'key', None)
     except Exception: named = None      # the call will say what is wrong with the tool
+    if not getattr(tool, 'seeded', True): request = request | dict(seed=None)
     return named and cache_key(tool=named, request=_plain(request))
 
 def _plain(request): return {k: v.sha256 if isinstance(v, Picture) else v for k, v in request.items()}
@@ -165,7 +167,7 @@ async def timed_call(self: Toolkit,
 
 Toolkit.timed_call = timed_call
 
-# %% ../nbs/06_toolkit.ipynb #48f12d56
+# %% ../nbs/06_toolkit.ipynb #818c8fa6
 async def call(self: Toolkit,
     source: str,
     seed: int = 0,
@@ -176,7 +178,7 @@ async def call(self: Toolkit,
 
 Toolkit.call = call
 
-# %% ../nbs/06_toolkit.ipynb #3d0f5948
+# %% ../nbs/06_toolkit.ipynb #e433d8b3
 async def _image(tag, pool):
     "The picture that a tag starts from, or why it is missing."
     source = pool[tag.refers_to]
@@ -193,7 +195,7 @@ async def _request(tag, pool, seed):
         if isinstance(request['image'], Failure): return request['image']
     return request | dict(seed=derive_seed(seed, tag.source, cache_key(**_plain(request))))
 
-# %% ../nbs/06_toolkit.ipynb #3f6be6ca
+# %% ../nbs/06_toolkit.ipynb #53274499
 async def _resolve_tag(tag, pool, seed, run):
     "The tag with its result. `run` calls a tool, or joins an equal call."
     if isinstance(tag.result, Picture): return tag      # made before, or chosen by somebody
@@ -203,7 +205,7 @@ async def _resolve_tag(tag, pool, seed, run):
     result, call = await run(tag.source, request)
     return tag.model_copy(update=dict(result=result, call=call))
 
-# %% ../nbs/06_toolkit.ipynb #86d1663e
+# %% ../nbs/06_toolkit.ipynb #d61aafc1
 def _shared(toolkit, group, start):
     "A function that runs a call once, however often it is asked for, on a clock that begins at `start`."
     flights = {}
@@ -216,7 +218,7 @@ def _shared(toolkit, group, start):
         return result, call.model_copy(update=times | dict(cached=call.cached or joined))
     return run
 
-# %% ../nbs/06_toolkit.ipynb #9a293e66
+# %% ../nbs/06_toolkit.ipynb #4d8e3758
 async def resolve(
     document: Document,
     toolkit: Toolkit,
@@ -238,15 +240,15 @@ async def resolve(
     given = len(pool) - len(document.tags)
     return document.model_copy(update=dict(tags=[task.result() for task in pool[given:]]))
 
-# %% ../nbs/06_toolkit.ipynb #8eb22d45
+# %% ../nbs/06_toolkit.ipynb #ec5e404a
 def _resolved_tags(documents):
     documents = [documents] if isinstance(documents, Document) else documents
     return [tag for d in documents for tag in d.tags if tag.result is not None]
 
-# %% ../nbs/06_toolkit.ipynb #244c39e2
+# %% ../nbs/06_toolkit.ipynb #e337f24e
 def _row(tool, tags):
     worked = [t for t in tags if isinstance(t.result, Picture)]
-    taken = [t.call.finished - t.call.started for t in tags if t.call and not t.call.cached]
+    taken = [t.call.finished - t.call.started for t in tags if t.call and t.call.tries and not t.call.cached]
     return dict(tool=tool, calls=len(tags), succeeded=len(worked), rate=len(worked)/len(tags),
                 seconds=median(taken) if taken else float('nan'), cached=sum(bool(t.call and t.call.cached) for t in tags))
 
@@ -259,7 +261,7 @@ def tool_table(
     rows = [_row(tool, tags) for tool, tags in sorted(by_tool.items())]
     return pd.DataFrame(rows, columns=['tool', 'calls', 'succeeded', 'rate', 'seconds', 'cached']).set_index('tool')
 
-# %% ../nbs/06_toolkit.ipynb #6b1c9b23
+# %% ../nbs/06_toolkit.ipynb #57267d82
 def failure_table(
     documents: Document | Iterable[Document],   # resolved ones
 ) -> pd.DataFrame:
@@ -269,7 +271,7 @@ def failure_table(
     rows = [(*kind, n, example[kind]) for kind, n in count.most_common()]
     return pd.DataFrame(rows, columns=['tool', 'kind', 'count', 'example']).set_index(['tool', 'kind'])
 
-# %% ../nbs/06_toolkit.ipynb #fcde63bb
+# %% ../nbs/06_toolkit.ipynb #645ffa8e
 def from_profile(
     profile,                        # a `Profile`
     store: Store | None = None,     # None: the store in the kit's cache folder, shared by all processes
