@@ -6,13 +6,13 @@ __all__ = ['CODE', 'STDOUT_CHARS', 'MAX_SIDE', 'MAX_INCHES', 'SCRIPTS', 'SAMPLE'
            'ring', 'execute', 'run', 'fix_chance', 'add_fallback_fonts', 'warm_up', 'become_child', 'child', 'receive',
            'send', 'Job', 'Warm', 'kill_orphans', 'main']
 
-# %% ../nbs/02_drawing.ipynb #b0fe1483
+# %% ../nbs/02_drawing.ipynb #dbe7e9e8
 import builtins, gc, io, itertools, json, os, random, selectors, shutil, signal, socket, sys, time, traceback
 from pathlib import Path
 
 from .confine import adopt_orphans, confine, die_with_parent, limit, readable
 
-# %% ../nbs/02_drawing.ipynb #a84b6ba3
+# %% ../nbs/02_drawing.ipynb #73b5c699
 CODE = "<code>"
 
 def blame(
@@ -22,12 +22,13 @@ def blame(
     "One line for a failed drawing: the exception, its message, and the last line of `code` that took part."
     frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == CODE]
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == CODE else frames[-1] if frames else None
-    what = error.msg if isinstance(error, SyntaxError) else str(error)
+    try: what = error.msg if isinstance(error, SyntaxError) else str(error)
+    except Exception: what = "(its message can't be shown)"
     text = f"{type(error).__name__}: {' '.join(what.split())}"[:1000].removesuffix(": ")
     source = code.splitlines()[line - 1].strip()[:200] if line and line <= len(code.splitlines()) else ""
     return f"{text} (line {line}: {source})" if line else text
 
-# %% ../nbs/02_drawing.ipynb #a45f97ec
+# %% ../nbs/02_drawing.ipynb #c2c3483a
 STDOUT_CHARS = 20_000  # printed text that is kept; the rest is counted
 
 class Printed(io.TextIOBase):
@@ -41,14 +42,14 @@ class Printed(io.TextIOBase):
         return len(text)
     def __str__(self): return "".join(self.kept) + (f"\n... {self.dropped} more characters" if self.dropped else "")
 
-# %% ../nbs/02_drawing.ipynb #11d482f3
+# %% ../nbs/02_drawing.ipynb #bf0976d4
 def is_blank(figure) -> bool:
     "True if nothing was drawn: no data, text or picture on any axes or on the figure itself."
     own = [figure.texts, figure.lines, figure.patches, figure.images, figure.artists, figure.legends, figure.subfigs]
     drawn = lambda ax: ax.has_data() or ax.texts or ax.tables or ax.artists or ax.child_axes or not ax.get_visible()
     return not any(own) and not any(drawn(ax) for ax in figure.axes) and all(map(is_blank, figure.subfigs))
 
-# %% ../nbs/02_drawing.ipynb #063e854f
+# %% ../nbs/02_drawing.ipynb #b18e156d
 def collect_figures() -> list:
     "Make `show` and `savefig` add their figures to the returned list, and let neither of them fail."
     import matplotlib.pyplot as plt
@@ -71,7 +72,7 @@ def open_figures() -> list:
     from matplotlib._pylab_helpers import Gcf
     return [m.canvas.figure for m in Gcf.get_all_fig_managers()]
 
-# %% ../nbs/02_drawing.ipynb #f8a8274e
+# %% ../nbs/02_drawing.ipynb #847fd3da
 MAX_SIDE, MAX_INCHES = 5120, 200  # pixels of a picture's longer side; inches of a figure's
 
 def to_png(figure) -> bytes:
@@ -83,7 +84,7 @@ def to_png(figure) -> bytes:
     for crop in ("tight", None):  # text far outside makes a tight crop huge: then the figure's own frame it is
         out = io.BytesIO()
         try: save(out, format="png", dpi=dpi, bbox_inches=crop, metadata={"Software": None})
-        except (ValueError, MemoryError):
+        except Exception:
             if crop is None: raise
             continue
         if max(png_size(out.getvalue())) <= MAX_SIDE: return out.getvalue()
@@ -93,7 +94,7 @@ def png_size(png: bytes) -> tuple[int, int]:
     "Width and height from a PNG's header, in pixels."
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
-# %% ../nbs/02_drawing.ipynb #037c9777
+# %% ../nbs/02_drawing.ipynb #ed12e963
 def stack(pngs: list[bytes]) -> bytes:
     "Put pictures below each other, centred, on a transparent ground, as one RGBA PNG. Raises `ValueError` if too tall."
     from PIL import Image
@@ -107,7 +108,7 @@ def stack(pngs: list[bytes]) -> bytes:
     page.save(out := io.BytesIO(), "PNG")
     return out.getvalue()
 
-# %% ../nbs/02_drawing.ipynb #f5ba137d
+# %% ../nbs/02_drawing.ipynb #eab80207
 class TimeUp(BaseException): "Raised by a timer in the middle of a model's code."
 
 def ring(*_): raise TimeUp
@@ -124,7 +125,7 @@ def execute(code: str) -> list:
     if drawn := [f for f in figures if not is_blank(f)]: return drawn
     raise ValueError("the code drew nothing: plot data, or put a picture or text on a figure")
 
-# %% ../nbs/02_drawing.ipynb #127b4b54
+# %% ../nbs/02_drawing.ipynb #39126770
 def run(
     code: str,
     seconds: float,  # after this long the code is interrupted
@@ -142,7 +143,7 @@ def run(
     signal.setitimer(signal.ITIMER_REAL, 0)
     return dict(png=png, error=error, kind=kind, stdout=str(sys.stdout) if type(sys.stdout) is Printed else "")
 
-# %% ../nbs/02_drawing.ipynb #07ce5a17
+# %% ../nbs/02_drawing.ipynb #23f52872
 def fix_chance():
     "Make all random numbers of this process repeat, also those of generators without a seed."
     import numpy as np
@@ -150,7 +151,7 @@ def fix_chance():
     entropy.randbits = random.Random(0).getrandbits
     random.seed(0); np.random.seed(0)
 
-# %% ../nbs/02_drawing.ipynb #87039a18
+# %% ../nbs/02_drawing.ipynb #27a96cdf
 SCRIPTS = [["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"],
            ["Noto Sans Devanagari", "Lohit Devanagari"], ["Noto Sans Arabic", "Noto Naskh Arabic"], ["Noto Sans Bengali"],
            ["Noto Sans Tamil"], ["Noto Sans Telugu"], ["Noto Sans Thai", "Garuda"], ["Noto Emoji", "Symbola"]]
@@ -169,7 +170,7 @@ def add_fallback_fonts() -> list[str]:
     fontManager._find_fonts_by_props = find_all
     return found
 
-# %% ../nbs/02_drawing.ipynb #75cc50d3
+# %% ../nbs/02_drawing.ipynb #838172a1
 SAMPLE = """
 fig, (a, b) = plt.subplots(1, 2)
 a.bar(["x", "y"], [1, 2], label="one"); a.set_title(r"$\\alpha_1^2 + \\frac{1}{2}$"); a.legend()
@@ -192,7 +193,7 @@ def warm_up():
     matplotlib.rcdefaults()
     gc.collect(); gc.freeze()
 
-# %% ../nbs/02_drawing.ipynb #04512b56
+# %% ../nbs/02_drawing.ipynb #2c6b1b6f
 STREAM = 3  # the child's one open file besides 0, 1 and 2, which lead nowhere
 
 def become_child(stream: int, folder: str, parent: int):
@@ -210,19 +211,21 @@ def become_child(stream: int, folder: str, parent: int):
 
 def child(job: dict, stream: int, folder: str, parent: int, reads: list[str]|None):
     "Lock this process in, draw, send, and end. `reads` None: limits only."
+    leave, transmit = os._exit, send  # the code may replace them
     try:
         become_child(stream, folder, parent)
         code = receive(STREAM).decode("utf-8", "surrogatepass")
         limit(job["memory_mb"], job["seconds"])
         if reads is not None: confine(folder, reads)
+    except BaseException as e:  # a fence doesn't close: the code must not run
+        problem = f"the sandbox could not be closed: {type(e).__name__}: {e}"
+        transmit(STREAM, dict(png=None, error=problem, kind="unavailable", stdout="")); leave(1)
+    try:
         fix_chance()
-        result = run(code, job["seconds"])
-    except BaseException as e:  # a fence that doesn't close: the code has not run
-        result = dict(png=None, error=f"the sandbox could not be closed: {type(e).__name__}: {e}", kind="unavailable", stdout="")
-    try: send(STREAM, result)
-    finally: os._exit(0)
+        transmit(STREAM, run(code, job["seconds"]))
+    finally: leave(0)
 
-# %% ../nbs/02_drawing.ipynb #0ea4a190
+# %% ../nbs/02_drawing.ipynb #37deb2b3
 def receive(fd: int) -> bytes:
     "Read one message: 8 bytes of length, then the content."
     with open(fd, "rb", closefd=False) as f: return f.read(int.from_bytes(f.read(8)))
@@ -233,7 +236,7 @@ def send(fd: int, result: dict):
     content = json.dumps(result).encode() + b"\n" + png
     with open(fd, "wb", closefd=False) as f: f.write(len(content).to_bytes(8) + content)
 
-# %% ../nbs/02_drawing.ipynb #908804aa
+# %% ../nbs/02_drawing.ipynb #2af25489
 TICK, GRACE = .05, .5                # seconds between looks at running children; from interrupting to killing
 FILES, THREADS = 64 * 2**20, 64      # bytes in a child's folder, and its threads
 
@@ -259,7 +262,7 @@ class Job:
         except OSError: return ""
         return "files" if sum(sizes) > FILES or len(sizes) >= 1000 else ""
 
-# %% ../nbs/02_drawing.ipynb #9b2b7bc5
+# %% ../nbs/02_drawing.ipynb #d1db7d65
 class Warm:
     "The warm process: forks a child for each job until its asker goes away."
     def __init__(self, control, base, reads):
@@ -305,7 +308,7 @@ class Warm:
             for job in self.jobs:
                 if reason := job.excess(): job.kill(reason)
 
-# %% ../nbs/02_drawing.ipynb #6cea42a1
+# %% ../nbs/02_drawing.ipynb #b6db2156
 def kill_orphans(keep: set[int]):
     "Kill all children of this process but `keep`, and their children when they arrive here."
     while True:

@@ -1,0 +1,4 @@
+# moves its own root folder | naked-root
+import os
+os.chroot("/")
+breach("root")

@@ -1,0 +1,3 @@
+# reads address zero
+import ctypes
+ctypes.string_at(0)

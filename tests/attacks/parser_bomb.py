@@ -1,0 +1,2 @@
+# compiles something deep
+eval("(" * 10**5 + ")" * 10**5)

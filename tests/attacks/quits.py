@@ -1,0 +1,3 @@
+# ends its process at once, and closes the stream
+import os
+os.close(3); os._exit(0)

@@ -1,0 +1,3 @@
+# overwrites an existing file | naked
+open(W["secret"], "r+").write("x")
+breach("written")
