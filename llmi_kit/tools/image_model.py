@@ -3,19 +3,18 @@
 # %% auto #0
 __all__ = ['LONGEST', 'quiet_diffusers', 'tiny_pipeline', 'takes', 'pipeline_for', 'ImageModel', 'call_arguments', 'fitted']
 
-# %% ../../nbs/03_image_model.ipynb #e4c1144f
+# %% ../../nbs/03_image_model.ipynb #766e8648
 import asyncio, hashlib, inspect, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import torch
 from fastcore.basics import patch
 from PIL import Image
 
 from ..picture import Failure, Origin, Picture
 
-# %% ../../nbs/03_image_model.ipynb #99e4fab5
+# %% ../../nbs/03_image_model.ipynb #e7a1374f
 def quiet_diffusers():
     "The diffusers module, imported without notes and set to log errors only."
     import transformers, transformers.utils.logging
@@ -26,7 +25,7 @@ def quiet_diffusers():
     diffusers.logging.disable_progress_bar()
     return diffusers
 
-# %% ../../nbs/03_image_model.ipynb #5803fa2a
+# %% ../../nbs/03_image_model.ipynb #7384c2c4
 def _letters():
     "A CLIP tokenizer that knows letters and digits."
     from transformers import CLIPTokenizer
@@ -38,11 +37,12 @@ def _text_encoder(size):
     shape = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
     return CLIPTextModel(CLIPTextConfig(**shape, vocab_size=size, max_position_embeddings=32, bos_token_id=0, eos_token_id=1, pad_token_id=1))
 
-# %% ../../nbs/03_image_model.ipynb #fd3be08a
+# %% ../../nbs/03_image_model.ipynb #6cfcd261
 def tiny_pipeline(
     edits: bool = False,    # InstructPix2Pix, which takes a picture too, instead of Stable Diffusion
 ):
     "A whole pipeline of 20,000 random weights: 32x32 px of noise, for trying things out without a download."
+    import torch
     d = quiet_diffusers()
     torch.manual_seed(0)
     unet = d.UNet2DConditionModel(
@@ -55,7 +55,7 @@ def tiny_pipeline(
     return kind(vae=vae, text_encoder=_text_encoder(74), tokenizer=_letters(), unet=unet, scheduler=d.DDIMScheduler(clip_sample=False, steps_offset=1),
                 safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-# %% ../../nbs/03_image_model.ipynb #be3817a9
+# %% ../../nbs/03_image_model.ipynb #b4314925
 def takes(call, name: str) -> bool: return name in inspect.signature(call).parameters
 
 def pipeline_for(
@@ -72,7 +72,7 @@ def pipeline_for(
     if not edits: return d.AutoPipelineForText2Image, off
     return (d.DiffusionPipeline if saved and takes(saved.__call__, 'image') else d.AutoPipelineForImage2Image), off
 
-# %% ../../nbs/03_image_model.ipynb #cbacd776
+# %% ../../nbs/03_image_model.ipynb #5f6e7e2f
 class ImageModel:
     "A diffusers pipeline that is loaded at the first request."
     def __init__(self,
@@ -84,10 +84,14 @@ class ImageModel:
         device: str = '',                       # empty: the best there is
     ):
         self.model, self.edits, self.size, self.steps, self.guidance = str(model), edits, size, steps, guidance
-        self.device = device or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
         self.folder = Path(model).expanduser()
         self.name = self.folder.name if self.folder.is_dir() else self.model
-        self.pipe, self._thread = None, ThreadPoolExecutor(1, 'image-model')
+        self.pipe, self._device, self._thread = None, device, ThreadPoolExecutor(1, 'image-model')
+
+    @property
+    def device(self) -> str:
+        import torch        # takes seconds, and a profile without a model never comes here
+        return self._device or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
 
     def ready(self) -> str | None:
         if (self.folder/'model_index.json').is_file(): return None
@@ -99,7 +103,7 @@ def _in_cache(model):
     from huggingface_hub import try_to_load_from_cache
     return isinstance(try_to_load_from_cache(model, 'model_index.json'), str)
 
-# %% ../../nbs/03_image_model.ipynb #4c92b973
+# %% ../../nbs/03_image_model.ipynb #01023eb9
 @patch(as_prop=True)
 def key(self: ImageModel) -> str:
     "Changes with the files of the model, the settings and the kind of device."
@@ -108,9 +112,10 @@ def key(self: ImageModel) -> str:
     state = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12] if files else 'hub'
     return f'diffusers:{self.name}@{state}/{self.size}/{self.steps}/{self.guidance}/{self.device}'
 
-# %% ../../nbs/03_image_model.ipynb #18755d3d
+# %% ../../nbs/03_image_model.ipynb #85b7ecd9
 @patch
 def _pipeline(self: ImageModel, **where):
+    import torch
     source = str(self.folder) if self.folder.is_dir() else self.model
     loader, off = pipeline_for(source, self.edits, **where)
     return loader.from_pretrained(source, dtype=torch.bfloat16 if self.device == 'cuda' else torch.float32, **off, **where)
@@ -119,6 +124,7 @@ def _pipeline(self: ImageModel, **where):
 def load(self: ImageModel):
     "The pipeline, loaded once: bf16 on a GPU, fp32 elsewhere; parts wait in main memory where the GPU can't hold them all."
     if self.pipe is not None: return self.pipe
+    import torch
     try: pipe = self._pipeline(local_files_only=True)   # what is here already needs no network, nor its time-outs
     except OSError:
         if self.folder.is_dir() or os.environ.get('HF_HUB_OFFLINE'): raise
@@ -132,13 +138,14 @@ def load(self: ImageModel):
     self.pipe = pipe
     return pipe
 
-# %% ../../nbs/03_image_model.ipynb #89009c22
+# %% ../../nbs/03_image_model.ipynb #5e3411f1
 def call_arguments(pipe, prompt: str, image: Image.Image | None, seed: int, **settings) -> dict:
     "What `pipe(...)` takes of a request; settings that are None are left to the pipeline."
+    import torch
     given = dict(prompt=prompt, image=image, generator=torch.Generator('cpu').manual_seed(seed % 2**63), **settings)
     return {k: v for k, v in given.items() if v is not None and takes(pipe.__call__, k)}
 
-# %% ../../nbs/03_image_model.ipynb #ec2a4f28
+# %% ../../nbs/03_image_model.ipynb #bfc04045
 LONGEST = 1024      # px: what image-to-image models are trained at, at most
 
 def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
@@ -149,7 +156,7 @@ def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
     by = min(1, LONGEST/max(image.size))
     return image.resize([max(multiple, round(s*by/multiple)*multiple) for s in image.size], Image.Resampling.LANCZOS)
 
-# %% ../../nbs/03_image_model.ipynb #71b01445
+# %% ../../nbs/03_image_model.ipynb #ac706b63
 class _Stopped(Exception): "Nobody waits for this picture any more."
 
 @patch
@@ -158,6 +165,7 @@ def _draw(self: ImageModel, prompt, image, seed, stop):
     def on_step(pipe, step, timestep, tensors):
         if stop.is_set(): raise _Stopped
         return tensors
+    import torch
     pipe, (width, height) = self.load(), self.size or (None, None)
     source = None if image is None else image.pil()
     if stop.is_set(): raise _Stopped
@@ -169,6 +177,7 @@ def _draw(self: ImageModel, prompt, image, seed, stop):
 @patch
 def _failed(self: ImageModel, e) -> Failure:
     "What an exception of loading or drawing means to us."
+    import torch
     if isinstance(e, torch.OutOfMemoryError) or 'allocate memory' in str(e) or 'out of memory' in str(e):
         if torch.cuda.is_available(): torch.cuda.empty_cache()
         return Failure(kind='unavailable', message=f'{self.name} needs more memory than {self.device} has left: choose a smaller model or picture')
@@ -179,7 +188,7 @@ def _failed(self: ImageModel, e) -> Failure:
 
 def _brief(e): return f'{type(e).__name__}: {" ".join(re.sub(r"(/[^/ ]+)+/", "", str(e)).split())[:150]}'
 
-# %% ../../nbs/03_image_model.ipynb #fd1a50e5
+# %% ../../nbs/03_image_model.ipynb #c75f6316
 @patch
 def _make(self: ImageModel, prompt, image, seed, stop):
     if missing := self.ready(): return Failure(kind='unavailable', message=missing)
