@@ -4,7 +4,7 @@
 __all__ = ['TRIES', 'PAUSE', 'ANSWER', 'Tool', 'CodeTool', 'Toolkit', 'ready', 'close', 'attempts', 'timed_call', 'call',
            'resolve', 'tool_table', 'failure_table', 'from_profile']
 
-# %% ../nbs/06_toolkit.ipynb #00f6cd5e
+# %% ../nbs/06_toolkit.ipynb #6f99acdc
 import asyncio, random, time
 from collections import Counter
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ from .document import Call, Document
 from .picture import Failure, Origin, Picture
 from .sandbox import Sandbox
 
-# %% ../nbs/06_toolkit.ipynb #da6c0cde
+# %% ../nbs/06_toolkit.ipynb #a15e8e7c
 class Tool(Protocol):
     "What turns the params of a tag into a picture. A tool whose params have `img_index` gets `image` in its place."
     key: str                                # all that determines a picture besides the request: backend, model, settings
     def ready(self) -> str | None: ...      # None, or one sentence that says what is missing
     async def __call__(self, seed: int = 0, **params) -> Picture | Failure: ...
 
-# %% ../nbs/06_toolkit.ipynb #236a2ef9
+# %% ../nbs/06_toolkit.ipynb #ed3971ef
 class CodeTool:
     "A chart from Python code, drawn in a sandbox. The same code gives the same picture, whatever the seed."
     seeded = False
@@ -48,7 +48,7 @@ class CodeTool:
         origin = Origin(tool='code', backend='sandbox', request=dict(code=code), seconds=drawing.seconds)
         return Picture.read(drawing.png, origin)
 
-# %% ../nbs/06_toolkit.ipynb #8fcc5db0
+# %% ../nbs/06_toolkit.ipynb #32df1d68
 class Toolkit:
     "Tools by source, with one cache, one deadline and a limit of concurrent calls for each tool."
     def __init__(self,
@@ -66,7 +66,7 @@ class Toolkit:
         most = self.workers if isinstance(self.workers, int) else self.workers.get(source, 8)
         return limits.setdefault(source, asyncio.Semaphore(most))
 
-# %% ../nbs/06_toolkit.ipynb #1f921e8d
+# %% ../nbs/06_toolkit.ipynb #9ac5923b
 def _ready(tool):
     try: return tool.ready() if hasattr(tool, 'ready') else None
     except Exception as e: return f'it can not say whether it is ready ({type(e).__name__}: {e})'
@@ -84,7 +84,7 @@ async def _enter(self: Toolkit): return self
 async def _leave(self: Toolkit, *_): self.close()
 Toolkit.ready, Toolkit.close, Toolkit.__aenter__, Toolkit.__aexit__ = ready, close, _enter, _leave
 
-# %% ../nbs/06_toolkit.ipynb #e3f05c68
+# %% ../nbs/06_toolkit.ipynb #64ed5a0a
 TRIES = 3           # what has failed three times in a row mostly goes on failing
 PAUSE = .5          # seconds before the second try, doubled for each after it
 
@@ -99,7 +99,7 @@ async def _once(tool, request):
     if isinstance(answer, Failure) and not answer.seconds: answer = answer.model_copy(update=dict(seconds=time.perf_counter() - start))
     return answer
 
-# %% ../nbs/06_toolkit.ipynb #de4f2a9b
+# %% ../nbs/06_toolkit.ipynb #b3ee64d3
 async def attempts(
     tool: Tool,
     request: dict,      # what the tool is called with
@@ -120,7 +120,7 @@ async def attempts(
         last = last or Failure(kind='timeout', message=f'{late}: try again, or set tool_seconds higher', seconds=seconds)
     return last, tries
 
-# %% ../nbs/06_toolkit.ipynb #c2f2bd00
+# %% ../nbs/06_toolkit.ipynb #34fb42cd
 ANSWER = TypeAdapter(Picture | Failure)
 
 def _kept(answer): return isinstance(answer, Picture) or answer.kind == 'code'
@@ -136,7 +136,7 @@ async def _remembered(store, key, make):
         return made[0] if made else ANSWER.validate_json(text)
     except Exception: return made[0] if made else await make()
 
-# %% ../nbs/06_toolkit.ipynb #87be90b9
+# %% ../nbs/06_toolkit.ipynb #da9704d2
 def _key(tool, request):
     "What determines the answer, or None if that is not known."
     try: named = getattr(tool, 'key', None)
@@ -167,7 +167,7 @@ async def timed_call(self: Toolkit,
 
 Toolkit.timed_call = timed_call
 
-# %% ../nbs/06_toolkit.ipynb #818c8fa6
+# %% ../nbs/06_toolkit.ipynb #6cabefec
 async def call(self: Toolkit,
     source: str,
     seed: int = 0,
@@ -178,7 +178,7 @@ async def call(self: Toolkit,
 
 Toolkit.call = call
 
-# %% ../nbs/06_toolkit.ipynb #e433d8b3
+# %% ../nbs/06_toolkit.ipynb #79b48f10
 async def _image(tag, pool):
     "The picture that a tag starts from, or why it is missing."
     source = pool[tag.refers_to]
@@ -195,7 +195,7 @@ async def _request(tag, pool, seed):
         if isinstance(request['image'], Failure): return request['image']
     return request | dict(seed=derive_seed(seed, tag.source, cache_key(**_plain(request))))
 
-# %% ../nbs/06_toolkit.ipynb #53274499
+# %% ../nbs/06_toolkit.ipynb #22862120
 async def _resolve_tag(tag, pool, seed, run):
     "The tag with its result. `run` calls a tool, or joins an equal call."
     if isinstance(tag.result, Picture): return tag      # made before, or chosen by somebody
@@ -205,7 +205,7 @@ async def _resolve_tag(tag, pool, seed, run):
     result, call = await run(tag.source, request)
     return tag.model_copy(update=dict(result=result, call=call))
 
-# %% ../nbs/06_toolkit.ipynb #d61aafc1
+# %% ../nbs/06_toolkit.ipynb #7ada2825
 def _shared(toolkit, group, start):
     "A function that runs a call once, however often it is asked for, on a clock that begins at `start`."
     flights = {}
@@ -218,7 +218,7 @@ def _shared(toolkit, group, start):
         return result, call.model_copy(update=times | dict(cached=call.cached or joined))
     return run
 
-# %% ../nbs/06_toolkit.ipynb #4d8e3758
+# %% ../nbs/06_toolkit.ipynb #8e6ee02e
 async def resolve(
     document: Document,
     toolkit: Toolkit,
@@ -240,12 +240,12 @@ async def resolve(
     given = len(pool) - len(document.tags)
     return document.model_copy(update=dict(tags=[task.result() for task in pool[given:]]))
 
-# %% ../nbs/06_toolkit.ipynb #ec5e404a
+# %% ../nbs/06_toolkit.ipynb #9afa8527
 def _resolved_tags(documents):
     documents = [documents] if isinstance(documents, Document) else documents
     return [tag for d in documents for tag in d.tags if tag.result is not None]
 
-# %% ../nbs/06_toolkit.ipynb #e337f24e
+# %% ../nbs/06_toolkit.ipynb #8e85491c
 def _row(tool, tags):
     worked = [t for t in tags if isinstance(t.result, Picture)]
     taken = [t.call.finished - t.call.started for t in tags if t.call and t.call.tries and not t.call.cached]
@@ -261,7 +261,7 @@ def tool_table(
     rows = [_row(tool, tags) for tool, tags in sorted(by_tool.items())]
     return pd.DataFrame(rows, columns=['tool', 'calls', 'succeeded', 'rate', 'seconds', 'cached']).set_index('tool')
 
-# %% ../nbs/06_toolkit.ipynb #57267d82
+# %% ../nbs/06_toolkit.ipynb #ce7501d5
 def failure_table(
     documents: Document | Iterable[Document],   # resolved ones
 ) -> pd.DataFrame:
@@ -271,7 +271,7 @@ def failure_table(
     rows = [(*kind, n, example[kind]) for kind, n in count.most_common()]
     return pd.DataFrame(rows, columns=['tool', 'kind', 'count', 'example']).set_index(['tool', 'kind'])
 
-# %% ../nbs/06_toolkit.ipynb #645ffa8e
+# %% ../nbs/06_toolkit.ipynb #b54faf89
 def from_profile(
     profile,                        # a `Profile`
     store: Store | None = None,     # None: the store in the kit's cache folder, shared by all processes

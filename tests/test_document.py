@@ -249,7 +249,9 @@ def test_what_python_and_json_write_is_read_back(description, query, as_json):
     assert tag.error is None and tag.description == description and tag.params == dict(query=query)
 
 
-LINES = st.sampled_from(["x = 1", "plt.title('a')", 'plt.title("it\'s")', "d = {'a': 'b', 'c': 'd'}", "s = '''t\nu'''", 's = "a\\nb"', "# don't"])
+LINES = st.sampled_from([
+    "x = 1", "plt.title('a')", 'plt.title("it\'s")', "d = {'a': 'b', 'c': 'd'}", "s = '''t\nu'''", 's = "a\\nb"', "# don't",
+])
 
 
 @settings(max_examples=200, deadline=None)

@@ -137,7 +137,7 @@ async def test_a_stuck_tool_costs_its_deadline_and_nobody_else():
     assert (stuck.kind, dependent.kind) == ('timeout', 'dependency') and '0.3 s' in stuck.message and isinstance(good, Picture)
 
 
-@pytest.mark.parametrize('wrong', ['raise ZeroDivisionError("1/0")', 'raise TimeoutError()', 'return None', 'return b"png"', 'raise SystemError'])
+@pytest.mark.parametrize('wrong', ['raise ZeroDivisionError("1/0")', 'raise TimeoutError()', 'raise SystemError', 'return None', 'return b"png"'])
 async def test_a_broken_tool_is_an_internal_failure(wrong):
     scope = {}
     exec(f'async def tool(query, seed):\n    {wrong}', scope)
@@ -207,8 +207,8 @@ class Web:
             try: answer = await client.get(self.address + query)
             except httpx.HTTPError as e: return Failure(kind='network', message=f'no answer ({type(e).__name__})', transient=True)
         if answer.status_code == 200: return Picture.read(answer.content, Origin(tool='search', request=dict(query=query)))
-        wait = answer.headers.get('retry-after')
-        return Failure(kind='network', message=f'status {answer.status_code}', transient=answer.status_code >= 429, retry_after=wait and float(wait))
+        code, wait = answer.status_code, answer.headers.get('retry-after')
+        return Failure(kind='network', message=f'status {code}', transient=code >= 429, retry_after=wait and float(wait))
 
 
 async def test_what_passes_by_itself_is_tried_again(server):
@@ -261,10 +261,10 @@ async def test_the_key_holds_everything_that_determines_a_picture(tmp_path):
         return len(tool.calls)
     a, b = swatch('a'), swatch('b')
     assert await calls('one', dict(image=a, prompt='p')) == 1 and await calls('one', dict(image=a, prompt='p')) == 0
-    for key, request, seed in [('two', dict(image=a, prompt='p'), 0), ('one', dict(image=b, prompt='p'), 0), ('one', dict(image=a, prompt='q'), 0),
-                               ('one', dict(image=a, prompt='p'), 1)]:
+    for key, request, seed in [('two', dict(image=a, prompt='p'), 0), ('one', dict(image=b, prompt='p'), 0),
+                               ('one', dict(image=a, prompt='q'), 0), ('one', dict(image=a, prompt='p'), 1)]:
         assert await calls(key, request, seed=seed) == 1
-    assert await calls('three', dict(query='q'), seeded=False, seed=1) == 1 and await calls('three', dict(query='q'), seeded=False, seed=2) == 0
+    assert [await calls('three', dict(query='q'), seeded=False, seed=seed) for seed in (1, 2)] == [1, 0]
 
 
 async def test_a_broken_store_costs_no_picture(tmp_path):
@@ -361,13 +361,14 @@ async def test_the_bar_shows_only_if_asked(capsys):
 
 async def test_tables_say_which_tool_fails_and_why(tmp_path):
     toolkit, _ = kit(Store(tmp_path), bad='not_found', worse='refused')
-    documents = [await resolve(parse(a), toolkit) for a in (search('good=.1') + search('bad') + edit(1), search('good=.1') + search('bad') + 'text',
-                                                            search('worse') + '<imgen>x</imgen>', '')]
+    answers = [search('good=.1') + search('bad') + edit(1), search('good=.1') + search('bad') + 'text', search('worse') + '<imgen>x</imgen>', '']
+    documents = [await resolve(parse(a), toolkit) for a in answers]
     calls = tool_table(documents)
     assert calls.loc['search', ['calls', 'succeeded', 'cached']].tolist() == [5, 2, 1] and calls.loc['search', 'rate'] == .4
     assert calls.loc['?', 'calls'] == 1 and calls.loc['edit', 'succeeded'] == 0 and calls['seconds'].isna().tolist() == [True, True, False]
     why = failure_table(iter(documents))
-    assert why.loc[('search', 'not_found')].tolist() == [2, 'no bad'] and why['count'].tolist() == [2, 1, 1, 1] and len(failure_table(documents[0])) == 2
+    assert why.loc[('search', 'not_found')].tolist() == [2, 'no bad'] and why['count'].tolist() == [2, 1, 1, 1]
+    assert len(failure_table(documents[0])) == 2
     assert len(tool_table([])) == len(failure_table(documents[3])) == 0 and len(tool_table(parse(search('q')))) == 0
 
 
