@@ -5,7 +5,7 @@ __all__ = ['URL', 'PROSE', 'CLEAN', 'MARKDOWN', 'LONG_PARAGRAPH', 'THINK', 'LONG
            'rendered', 'html_inline', 'image', 'th_open', 'td_open', 'marks', 'figure', 'place', 'split_reasoning',
            'prose', 'disarm', 'unfence']
 
-# %% ../nbs/08_prose.ipynb #7afe87c4
+# %% ../nbs/08_prose.ipynb #d31e7d8d
 import hashlib
 import html
 import re
@@ -17,7 +17,7 @@ import nh3
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-# %% ../nbs/08_prose.ipynb #382bf4c8
+# %% ../nbs/08_prose.ipynb #0901a2bc
 URL = re.compile(r'https?://[^\s<>"\'`\\{}|^\x00-\x20\x7f]+', re.I)
 
 def safe_url(
@@ -29,14 +29,14 @@ def safe_url(
     except ValueError: return ''
     return url if parts.hostname and '@' not in parts.netloc else ''
 
-# %% ../nbs/08_prose.ipynb #3f7dbb6d
+# %% ../nbs/08_prose.ipynb #b8bba0d6
 def sound(
     text: str,
 ) -> str:
     "Text that can be written as UTF-8: a question mark stands for half of a surrogate pair."
     return text.encode('utf8', 'replace').decode()
 
-# %% ../nbs/08_prose.ipynb #66d3e0a8
+# %% ../nbs/08_prose.ipynb #f9e640cc
 PROSE = set('h2 h3 h4 h5 h6 p br hr ul ol li blockquote pre code em strong s a table thead tbody tr th td sub sup'.split())
 CLEAN = nh3.Cleaner(tags=PROSE, attributes=dict(a={'href'}, ol={'start'}), clean_content_tags=set(),
     tag_attribute_values={cell: dict(align={'left', 'center', 'right'}) for cell in ('td', 'th')},
@@ -44,7 +44,7 @@ CLEAN = nh3.Cleaner(tags=PROSE, attributes=dict(a={'href'}, ol={'start'}), clean
     attribute_filter=lambda tag, name, value: safe_url(value) or None if name == 'href' else value,
     url_schemes={'http', 'https'}, link_rel='noopener noreferrer nofollow')
 
-# %% ../nbs/08_prose.ipynb #f1070827
+# %% ../nbs/08_prose.ipynb #df7aba75
 MARKDOWN = MarkdownIt('commonmark', dict(html=True)).enable(['table', 'strikethrough']).disable('html_block')
 
 def rendered(rule):
@@ -52,41 +52,41 @@ def rendered(rule):
     MARKDOWN.add_render_rule(rule.__name__, lambda self, tokens, i, options, env: rule(tokens, i))
     return rule
 
-# %% ../nbs/08_prose.ipynb #798a3270
+# %% ../nbs/08_prose.ipynb #3cb05f7f
 def _closes(tokens, i):
     "Whether an opening sub or sup at i closes right after one text."
     if i < 0 or i + 2 >= len(tokens) or tokens[i + 1].type != 'text': return False
     name = re.fullmatch('<(su[bp])>', tokens[i].content)
     return bool(name) and tokens[i + 2].content == f'</{name[1]}>'
 
-# %% ../nbs/08_prose.ipynb #8721636d
+# %% ../nbs/08_prose.ipynb #e389e14a
 @rendered
 def html_inline(tokens, i):
     "Line breaks, subscripts and superscripts; anything else is shown as text."
     known = re.fullmatch(r'<br\s*/?>', tokens[i].content) or _closes(tokens, i) or _closes(tokens, i - 2)
     return tokens[i].content if known else html.escape(tokens[i].content)
 
-# %% ../nbs/08_prose.ipynb #d0f56f91
+# %% ../nbs/08_prose.ipynb #0b442311
 @rendered
 def image(tokens, i):
     "A picture from elsewhere is not loaded: it becomes a link."
     alt, url = tokens[i].content or 'picture', safe_url(tokens[i].attrGet('src') or '')
     return f'<a href="{html.escape(url)}">{html.escape(alt)}</a>' if url else html.escape(alt)
 
-# %% ../nbs/08_prose.ipynb #2a18d723
+# %% ../nbs/08_prose.ipynb #5cfdf02b
 def _cell(tokens, i):
     "Alignment as an attribute, since the page allows no inline style."
     align = re.search('left|center|right', tokens[i].attrGet('style') or '')
     return f'<{tokens[i].tag} align="{align[0]}">' if align else f'<{tokens[i].tag}>'
 
-# %% ../nbs/08_prose.ipynb #7d7a4148
+# %% ../nbs/08_prose.ipynb #626602b4
 @rendered
 def th_open(tokens, i): return _cell(tokens, i)
 
 @rendered
 def td_open(tokens, i): return _cell(tokens, i)
 
-# %% ../nbs/08_prose.ipynb #c7638510
+# %% ../nbs/08_prose.ipynb #cc29aa6b
 LONG_PARAGRAPH = 20_000 # characters; a printed page has about 3,000
 
 def _inline(state):
@@ -98,7 +98,7 @@ def _inline(state):
 
 MARKDOWN.core.ruler.at('inline', _inline)
 
-# %% ../nbs/08_prose.ipynb #ea7fc773
+# %% ../nbs/08_prose.ipynb #00e60474
 def marks(
     answer: str,
 ) -> tuple[str, re.Pattern]: # a template for `format`, and a pattern with the number as its group
@@ -106,13 +106,13 @@ def marks(
     key = 'fig' + hashlib.sha256(answer.encode('utf8', 'surrogatepass')).hexdigest()
     return key + 'n{}n', re.compile(key + r'n(\d+)n')
 
-# %% ../nbs/08_prose.ipynb #7b891769
+# %% ../nbs/08_prose.ipynb #bb5e41bb
 @rendered
 def figure(tokens, i): return tokens[i].content + '\n'
 
 def _figures(found): return [Token('figure', '', 0, content=mark) for mark in found]
 
-# %% ../nbs/08_prose.ipynb #086a4300
+# %% ../nbs/08_prose.ipynb #be1f2731
 def _withdraw(token, pattern):
     "Take the marks out of a token, leave words in their place, and return them."
     texts = (token.content, token.info, *map(str, token.attrs.values()))
@@ -121,7 +121,7 @@ def _withdraw(token, pattern):
     token.attrs = {k: v for k, v in token.attrs.items() if not pattern.search(str(v))}
     return found
 
-# %% ../nbs/08_prose.ipynb #2aac5e94
+# %% ../nbs/08_prose.ipynb #f8453bdd
 def _runs(children, pattern):
     "Children between the marks that stand in the open, those marks, and the marks inside something else."
     runs, inside = [[]], []
@@ -135,7 +135,7 @@ def _runs(children, pattern):
             elif m: runs[-1].append(Token('text', '', 0, content=m))
     return runs, inside
 
-# %% ../nbs/08_prose.ipynb #5af113fd
+# %% ../nbs/08_prose.ipynb #ebe19a38
 def _trim(run):
     "Without line breaks and blanks at its ends."
     blank = lambda t: t.type in ('softbreak', 'hardbreak') or t.type == 'text' and not t.content.strip()
@@ -145,7 +145,7 @@ def _trim(run):
     if run and run[-1].type == 'text': run[-1].content = run[-1].content.rstrip()
     return run
 
-# %% ../nbs/08_prose.ipynb #94a50c2f
+# %% ../nbs/08_prose.ipynb #a3060ce2
 def _paragraph(block, pattern):
     "A paragraph cut where figures stand in it."
     opening, inline, closing = block
@@ -159,7 +159,7 @@ def _paragraph(block, pattern):
             out += [opening, _with(inline, run), closing]
     return out + _figures(inside)
 
-# %% ../nbs/08_prose.ipynb #93faf203
+# %% ../nbs/08_prose.ipynb #8a05e41b
 def _full_stop(run, before):
     "Punctuation right after a figure belongs to the text before it."
     m = re.match(r'\s*[.,;:!?)]+', run[0].content) if run and run[0].type == 'text' else None
@@ -168,13 +168,13 @@ def _full_stop(run, before):
         run[0].content = run[0].content[m.end():]
     return run
 
-# %% ../nbs/08_prose.ipynb #7be3862f
+# %% ../nbs/08_prose.ipynb #307da115
 def _with(inline, children):
     inline = copy(inline)
     inline.children = children
     return inline
 
-# %% ../nbs/08_prose.ipynb #c8d285e6
+# %% ../nbs/08_prose.ipynb #11c5f673
 def _block(block, pattern):
     "Three tokens (open, inline, close) with the figures in or after them."
     opening, inline, closing = block
@@ -188,7 +188,7 @@ def _block(block, pattern):
         return [opening, _with(inline, cell + _figures(inside)), closing]
     return ([opening, _with(inline, texts), closing] if texts else []) + _figures(open_marks + inside)
 
-# %% ../nbs/08_prose.ipynb #3094365c
+# %% ../nbs/08_prose.ipynb #f43290a7
 def _fence(token, pattern):
     "A fence, or what stands in it if that is only tags; figures after it."
     if not pattern.search(token.content + token.info): return [token]
@@ -196,7 +196,7 @@ def _fence(token, pattern):
     found = _withdraw(token, pattern)
     return ([] if only else [token]) + _figures(found)
 
-# %% ../nbs/08_prose.ipynb #f3a1fea2
+# %% ../nbs/08_prose.ipynb #b3e77f04
 def place(
     tokens: list[Token],
     pattern: re.Pattern, # of a mark
@@ -210,17 +210,17 @@ def place(
         i += step
     return out
 
-# %% ../nbs/08_prose.ipynb #ef6c5b04
+# %% ../nbs/08_prose.ipynb #dc855f06
 THINK = re.compile(r'\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)|\A((?:(?!<think).)*?)^[ \t]*</think(?:ing)?>[ \t]*$', re.S | re.M)
 
 def split_reasoning(
     answer: str,
 ) -> tuple[str, str]: # reasoning, answer
     "A think block that opens the answer, and the rest."
-    m = THINK.match(answer)
+    m = THINK.match(answer) if 'think' in answer else None
     return ((m[1] or m[2] or '').strip(), answer[m.end():]) if m else ('', answer)
 
-# %% ../nbs/08_prose.ipynb #44cbe403
+# %% ../nbs/08_prose.ipynb #a75f110b
 LONG_ANSWER = 200_000   # characters rendered as Markdown
 
 def _plain(text, pattern):
@@ -229,7 +229,7 @@ def _plain(text, pattern):
     return ''.join(p if pattern.fullmatch(p) else f'<p class="plain" dir="auto">{html.escape(p.strip())}</p>'
                    for p in pieces if p.strip())
 
-# %% ../nbs/08_prose.ipynb #c44dad7e
+# %% ../nbs/08_prose.ipynb #ea336b2d
 def prose(
     text: str,           # Markdown from a model, with marks
     pattern: re.Pattern, # of a mark
@@ -242,16 +242,16 @@ def prose(
     out = out.replace('<table>', '<div class="scroll" tabindex="0"><table>').replace('</table>', '</table></div>')
     return out + _plain(text[cut:], pattern)
 
-# %% ../nbs/08_prose.ipynb #d4e1901a
+# %% ../nbs/08_prose.ipynb #abf9a8ce
 FULL = MarkdownIt('commonmark', dict(html=True)).enable(['table', 'strikethrough'])
 ACTIVE = ('html_block', 'html_inline', 'image')
 
 def _disarm(text):
     "Escape what opens HTML or a picture."
     text = re.sub(r'<(?=[A-Za-z/!?])(?!https?://[^\s<>]+>)', '&lt;', text)
-    return re.sub(r'!+(?=\[)', '', text)
+    return re.sub(r'(?<!!)!+(?=\[)', '', text)
 
-# %% ../nbs/08_prose.ipynb #dd9f0c24
+# %% ../nbs/08_prose.ipynb #57d34e81
 def _outside_code(text):
     "Disarm all but inline code; a span of code ends with its paragraph."
     pieces = re.split(r'(?<!`)(`{1,3})(?!`)((?:(?!\n[ \t]*\n)[^`])+)\1(?!`)', text)
@@ -259,15 +259,15 @@ def _outside_code(text):
     for ticks, code, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True): out += [ticks, code, ticks, _disarm(rest)]
     return ''.join(out)
 
-# %% ../nbs/08_prose.ipynb #e513b16d
+# %% ../nbs/08_prose.ipynb #2ddafa00
 def _code_lines(tokens):
     "Numbers of the lines that are code blocks."
     return {i for t in tokens if t.type in ('fence', 'code_block') for i in range(*t.map)}
 
-# %% ../nbs/08_prose.ipynb #b8ec1363
+# %% ../nbs/08_prose.ipynb #47fd74e4
 def _active(tokens): return any(t.type in ACTIVE or t.children and _active(t.children) for t in tokens)
 
-# %% ../nbs/08_prose.ipynb #1f2326f5
+# %% ../nbs/08_prose.ipynb #ac31f198
 def disarm(
     text: str, # Markdown from a model
 ) -> str:
@@ -282,7 +282,7 @@ def disarm(
     out = ''.join(out)
     return _disarm(text) if _active(FULL.parse(out)) else out
 
-# %% ../nbs/08_prose.ipynb #b63e6f70
+# %% ../nbs/08_prose.ipynb #f1c51936
 def unfence(
     text: str,           # Markdown from a model, with marks
     pattern: re.Pattern, # of a mark

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['MOST_FIGURES', 'TITLE', 'insert', 'to_html', 'to_markdown', 'write_report']
 
-# %% ../nbs/08_report.ipynb #1ee96894
+# %% ../nbs/08_report.ipynb #7bb1f639
 import hashlib
 import html
 import os
@@ -25,27 +25,27 @@ from .figure import clip, figures, picture_files, show_all, tally
 from .picture import Picture
 from .prose import MARKDOWN, disarm, marks, prose, sound, split_reasoning, unfence
 
-# %% ../nbs/08_report.ipynb #c703c4df
+# %% ../nbs/08_report.ipynb #d9568327
 @cache
 def _layout():
     "The template's macros."
     return Environment(loader=FileSystemLoader(asset('report.html').parent), autoescape=True).get_template('report.html').module
 
-# %% ../nbs/08_report.ipynb #2d1c1094
+# %% ../nbs/08_report.ipynb #410f735f
 @cache
 def _style(name):
     "A style sheet, and the hash by which the page's policy knows it."
     css = asset(name).read_text()
     return Markup(css), 'sha256-' + b64encode(hashlib.sha256(css.encode()).digest()).decode()
 
-# %% ../nbs/08_report.ipynb #feacde72
+# %% ../nbs/08_report.ipynb #b850ac35
 MOST_FIGURES = 500
 
 def _html_of(figure, anchors):
     if int(figure.label.split()[-1]) <= MOST_FIGURES: return str(_layout().figure(figure, anchors))
     return f'<p>{html.escape(f"{figure.label}: {clip(figure.caption, 80)} ({figure.trouble or figure.how})")}</p>'
 
-# %% ../nbs/08_report.ipynb #6fcb5278
+# %% ../nbs/08_report.ipynb #4de79be9
 def insert(
     body: str,               # clean HTML with marks
     shown: dict[int, str],   # number -> a figure's HTML; each is used once
@@ -57,7 +57,7 @@ def insert(
         return found[0] if len(found) == 1 else f'<div class="gallery">{"".join(found)}</div>' if found else ''
     return re.sub(f'(?:{pattern.pattern}\\s*)+', swap, body)
 
-# %% ../nbs/08_report.ipynb #d331f530
+# %% ../nbs/08_report.ipynb #ba17354a
 def _marked(document):
     "The answer with marks for tags, and the marks' pattern."
     mark, pattern = marks(document.answer)
@@ -67,13 +67,13 @@ def _marked(document):
         pieces.append(mark.format(n) if isinstance(piece, Tag) else sound(piece))
     return ''.join(pieces), pattern
 
-# %% ../nbs/08_report.ipynb #011edd83
+# %% ../nbs/08_report.ipynb #c8ac5202
 def _read(document):
     "Reasoning and answer with marks, the marks' pattern, figures of inputs and tags."
     text, pattern = _marked(document)
     return *split_reasoning(text), pattern, *figures(document)
 
-# %% ../nbs/08_report.ipynb #2566f10b
+# %% ../nbs/08_report.ipynb #035a606a
 def _body(reasoning, text, pattern, figures, anchors=True):
     "The answer as HTML with its figures; those that found no place stand at the end."
     shown = {i: _html_of(f, anchors) for i, f in enumerate(figures, 1)}
@@ -83,7 +83,7 @@ def _body(reasoning, text, pattern, figures, anchors=True):
         out = f'<details class="reasoning"><summary>Reasoning</summary>{thought}</details>{out}'
     return Markup(out + ''.join(shown.values()))
 
-# %% ../nbs/08_report.ipynb #0224bb22
+# %% ../nbs/08_report.ipynb #cc7c2039
 TITLE = re.compile(r'\A\s*#[ \t]+(\S[^\n]{0,300}?)[ \t#]*(?:\n|\Z)')
 
 def _heading(text, pattern, title, question):
@@ -93,20 +93,20 @@ def _heading(text, pattern, title, question):
     if own and title in (None, '', own): return clip(own, 200), text[m.end():]
     return clip(title or '', 200) or clip(question, 120) or 'Illustrated answer', text
 
-# %% ../nbs/08_report.ipynb #e6d7436b
+# %% ../nbs/08_report.ipynb #e857e22f
 def _when(date):
     "A day, or a day and a time, as people write it."
     if isinstance(date, datetime): return f'{date.day} {date:%B %Y, %H:%M}'
     return f'{date.day} {date:%B %Y}' if isinstance(date, Day) else clip(date)
 
-# %% ../nbs/08_report.ipynb #c8bcdc62
+# %% ../nbs/08_report.ipynb #bc7917e6
 def _facts(document, model, date, seconds):
     cost = sum(t.result.origin.cost for t in document.tags if isinstance(t.result, Picture))
     facts = dict(Model=clip(model), Written=_when(date), Took=f'{seconds:.1f} s' if seconds is not None else '',
                  Pictures=f'{cost:.2f} USD' if cost else '')
     return [(name, value) for name, value in facts.items() if value]
 
-# %% ../nbs/08_report.ipynb #aeccc7c6
+# %% ../nbs/08_report.ipynb #b106073a
 def to_html(
     document: Document,
     question: str = '',
@@ -128,7 +128,7 @@ def to_html(
         kicker=_when(date), style=style, style_hash=style_hash)
     return sound(str(_layout().page(page)))
 
-# %% ../nbs/08_report.ipynb #a1979c81
+# %% ../nbs/08_report.ipynb #27fddb5f
 @patch
 def _repr_html_(self:Document):
     "The answer with its pictures, captions and failures."
@@ -137,19 +137,19 @@ def _repr_html_(self:Document):
     r = dict(inputs=given, body=_body(reasoning, text, pattern, asked, anchors=False), style=_style('notebook.css')[0])
     return sound(str(_layout().fragment(r)))
 
-# %% ../nbs/08_report.ipynb #4c24ad4c
+# %% ../nbs/08_report.ipynb #a78ba008
 def _md(text):
     "Text as text, on one line of Markdown."
     return re.sub(r'([\\`*_\[\]<>|~#!$&])', r'\\\1', clip(text, 1000))
 
-# %% ../nbs/08_report.ipynb #51e2d807
+# %% ../nbs/08_report.ipynb #1407eb90
 def _md_figure(figure, file, alone):
     "A picture with its caption, or why there is none."
     if not figure.picture: return f'**{_md(figure.label)}** {_md(figure.caption)}: *{_md(figure.trouble)}. {_md(figure.message)}*'
     image = f'![{_md(figure.alt)}]({file})'
     return f'{image}<br>**{figure.label}** {_md(figure.caption)}' if alone else image
 
-# %% ../nbs/08_report.ipynb #39b91221
+# %% ../nbs/08_report.ipynb #4580b7c1
 def _md_place(line, shown, pattern):
     "A line with its figures."
     alone = not pattern.sub('', line).strip('>-*+ \t\r\n')
@@ -157,13 +157,13 @@ def _md_place(line, shown, pattern):
     put = lambda m: ('<br>' if alone else ' ').join(_md_figure(*shown[int(i)], alone) for i in pattern.findall(m[0]))
     return re.sub(f'(?:{pattern.pattern}[ \\t]*)+', put, line)
 
-# %% ../nbs/08_report.ipynb #e8b72631
+# %% ../nbs/08_report.ipynb #619bad67
 def _md_body(text, shown, pattern):
     "The answer's Markdown with its figures."
     lines = disarm(unfence(text, pattern)).splitlines(keepends=True)
     return ''.join(_md_place(line, shown, pattern) if pattern.search(line) else line for line in lines).strip()
 
-# %% ../nbs/08_report.ipynb #1765e03f
+# %% ../nbs/08_report.ipynb #cfba4334
 def _md_credit(figure, file):
     "One line: what it is, where it came from, its file."
     how = f'{figure.how} {figure.base.label}' if figure.base else figure.how
@@ -171,12 +171,12 @@ def _md_credit(figure, file):
     parts += [f'[{file}]({file})'] if figure.picture else [_md(figure.trouble)]
     return f'- **{figure.label}** {_md(figure.caption)}. {_md(how)} · ' + ' · '.join(parts)
 
-# %% ../nbs/08_report.ipynb #6824eaee
+# %% ../nbs/08_report.ipynb #e19fc02f
 def _md_code(figure):
     ticks = '`' * max(3, 1 + max(map(len, re.findall('`+', figure.code)), default=0))
     return f'\n<details><summary>Code of {figure.label}</summary>\n\n{ticks}python\n{sound(figure.code).strip()}\n{ticks}\n\n</details>\n'
 
-# %% ../nbs/08_report.ipynb #2f291f4b
+# %% ../nbs/08_report.ipynb #31802544
 def _md_foot(document, figures, files, facts):
     "Credits, code, and the tools' table."
     out = ['\n\n---\n\n## Pictures\n', *map(_md_credit, figures, files)] if figures else ['\n\n---\n']
@@ -187,7 +187,7 @@ def _md_foot(document, figures, files, facts):
                 f'| {r["seconds"]:.1f} |' for r in rows]
     return '\n'.join(out) + ''.join(f'\n\n{name}: {_md(value)}' for name, value in facts) + '\n'
 
-# %% ../nbs/08_report.ipynb #1019c4d4
+# %% ../nbs/08_report.ipynb #7e78d26d
 @delegates(to_html)
 def to_markdown(
     document: Document,
@@ -206,7 +206,7 @@ def to_markdown(
     foot = _md_foot(document, given + asked, inputs + files, _facts(document, model, date, seconds))
     return '\n\n'.join([*head, _md_body(text, shown, pattern)]) + foot
 
-# %% ../nbs/08_report.ipynb #690ab3ff
+# %% ../nbs/08_report.ipynb #72486c48
 def _put(path, data):
     "Write a file at once or not at all."
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -215,10 +215,12 @@ def _put(path, data):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/08_report.ipynb #ac68f80b
+# %% ../nbs/08_report.ipynb #2cf6a455
 def _png(picture):
-    "Without loss: a PNG as it is, anything else encoded again."
-    return picture.data if picture.mime == 'image/png' else Picture.from_pil(picture.pil(), picture.origin).data
+    "Without loss: a PNG as it is, anything else encoded again. Raises whatever a decoder raises."
+    image = picture.pil()
+    image.load()
+    return picture.data if picture.mime == 'image/png' else Picture.from_pil(image, picture.origin).data
 
 def _put_png(folder, name, picture):
     try: data = _png(picture)
@@ -230,7 +232,7 @@ def _sweep(folder, keep):
     for old in (folder / 'images').glob('*.png'):
         if re.fullmatch(r'(input-)?\d{2,}\.png', old.name) and f'images/{old.name}' not in keep: old.unlink()
 
-# %% ../nbs/08_report.ipynb #96a036f8
+# %% ../nbs/08_report.ipynb #a8b5051b
 @delegates(to_html)
 def write_report(
     document: Document,

@@ -1,6 +1,9 @@
-"Reports in a real browser: nothing that a model writes runs, loads or spills over the edge."
+# ruff: noqa: E501
+"""Reports in a real browser: nothing that a model writes runs, loads or spills over the edge."""
 import base64
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,10 +142,14 @@ def pages(browser):
     yield [c.new_page() for c in contexts]
     for context in contexts: context.close()
 
+WATCHES = {}    # one for each window, since listeners add up
+
 def visit(page, html, folder):
     path = folder / 'page.html'
     path.write_bytes(html.encode('utf8', 'replace'))
-    watch = Watch(page, own=(path.as_uri(),))
+    if page not in WATCHES: WATCHES[page] = Watch(page)
+    watch = WATCHES[page]
+    watch.seen, watch.own = [], (path.as_uri(),)
     page.goto(path.as_uri())
     return page, watch
 
@@ -200,7 +207,7 @@ def rich():
     return document.model_copy(update=dict(inputs=[picture('in')], tags=tags))
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('width', [320, 390, 768, 1440])
+@pytest.mark.parametrize('width', [320, 390, 1440])
 def test_nothing_spills_over(look, width, scheme):
     page, watch = look(to_html(rich(), question='What? ' * 80, model='m' * 90), viewport=dict(width=width, height=900), color_scheme=scheme)
     assert page.evaluate('document.documentElement.scrollWidth') <= width
@@ -260,21 +267,7 @@ def test_written_report_opens(browser, tmp_path):
     assert page.locator('figure').count() == 10 and watch.seen == []
     page.close()
 
-def test_sixty_pictures(look):
-    "A long report stays one that a browser opens at once."
-    import time
-    answer = '\n\n'.join(f'Paragraph {i}. ' + 'word ' * 60 + tag('search', f'picture {i}', query='q') for i in range(60))
-    noise = Picture.from_pil(Image.effect_noise((1200, 800), 60).convert('RGB'), Origin(tool='search'))
-    document = parse(answer)
-    document = document.model_copy(update=dict(tags=[t.model_copy(update=dict(result=noise)) for t in document.tags]))
-    html = to_html(document)
-    started = time.perf_counter()
-    page, _ = look(html)
-    assert page.locator('img').count() == 60
-    assert time.perf_counter() - started < 10
-
 def test_screenshot_script(tmp_path):
-    import subprocess, sys
     report = write_report(rich(), tmp_path)
     script = Path(__file__).with_name('screenshot.py')
     subprocess.run([sys.executable, script, report, tmp_path / 'a.png', '--width', '800', '--dark'], check=True)
