@@ -137,7 +137,9 @@ async def test_a_stuck_tool_costs_its_deadline_and_nobody_else():
     assert (stuck.kind, dependent.kind) == ('timeout', 'dependency') and '0.3 s' in stuck.message and isinstance(good, Picture)
 
 
-@pytest.mark.parametrize('wrong', ['raise ZeroDivisionError("1/0")', 'raise TimeoutError()', 'raise SystemError', 'return None', 'return b"png"'])
+@pytest.mark.parametrize('wrong', [
+    'raise ZeroDivisionError("1/0")', 'raise TimeoutError()', 'raise SystemError', 'return None', 'return b"png"',
+])
 async def test_a_broken_tool_is_an_internal_failure(wrong):
     scope = {}
     exec(f'async def tool(query, seed):\n    {wrong}', scope)
@@ -158,7 +160,7 @@ async def test_a_tool_whose_key_or_ready_breaks_still_answers(tmp_path):
 async def test_cancelling_stops_every_call_and_frees_the_store(tmp_path):
     toolkit, tool = kit(Store(tmp_path), workers=2)
     work = asyncio.create_task(resolve(parse(search('a=60') + search('b=60') + search('c=60') + search('a=60') + edit(0)), toolkit))
-    while tool.now < 2: await asyncio.sleep(.01)
+    while tool.now < 2: await asyncio.sleep(.01)    # noqa: ASYNC110
     work.cancel()
     with pytest.raises(asyncio.CancelledError): await work
     assert tool.now == 0 and asyncio.all_tasks() == {asyncio.current_task()}
@@ -361,7 +363,8 @@ async def test_the_bar_shows_only_if_asked(capsys):
 
 async def test_tables_say_which_tool_fails_and_why(tmp_path):
     toolkit, _ = kit(Store(tmp_path), bad='not_found', worse='refused')
-    answers = [search('good=.1') + search('bad') + edit(1), search('good=.1') + search('bad') + 'text', search('worse') + '<imgen>x</imgen>', '']
+    answers = [search('good=.1') + search('bad') + edit(1), search('good=.1') + search('bad') + 'text',
+               search('worse') + '<imgen>x</imgen>', '']
     documents = [await resolve(parse(a), toolkit) for a in answers]
     calls = tool_table(documents)
     assert calls.loc['search', ['calls', 'succeeded', 'cached']].tolist() == [5, 2, 1] and calls.loc['search', 'rate'] == .4
