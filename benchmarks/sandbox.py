@@ -44,9 +44,10 @@ def seconds_each(call, times, pool=None):
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__)
-    ask.add_argument("--rounds", type=int, default=7); ask.add_argument("--workers", type=int, default=2)
+    ask.add_argument("--rounds", type=int, default=5); ask.add_argument("--workers", type=int, default=2)
     ask = ask.parse_args()
-    rows = {"in process": [], "sandbox, one at a time": [], f"sandbox, {ask.workers} at once": [], f"fresh python -c, {ask.workers} at once": []}
+    names = "in process", "sandbox, one at a time", f"sandbox, {ask.workers} at once", f"fresh python -c, {ask.workers} at once"
+    rows = {name: [] for name in names}
     with Sandbox(workers=ask.workers, seconds=60) as sandbox, ThreadPoolExecutor(ask.workers) as pool:
         pictures = {sandbox.draw(CODE).png for _ in range(4)}
         fresh(0); here()

@@ -3,16 +3,18 @@
 # %% auto #0
 __all__ = ['CODE', 'STDOUT_CHARS', 'MAX_SIDE', 'MAX_INCHES', 'SCRIPTS', 'SAMPLE', 'STREAM', 'TICK', 'GRACE', 'FILES', 'THREADS',
            'blame', 'Printed', 'is_blank', 'collect_figures', 'open_figures', 'to_png', 'png_size', 'stack', 'TimeUp',
-           'ring', 'execute', 'run', 'fix_chance', 'add_fallback_fonts', 'warm_up', 'become_child', 'child', 'receive',
-           'send', 'Job', 'Warm', 'kill_orphans', 'main']
+           'ring', 'execute', 'run', 'fix_chance', 'add_fallback_fonts', 'add_to_formulas', 'warm_up', 'become_child',
+           'child', 'receive', 'send', 'Job', 'Warm', 'kill_orphans', 'main']
 
-# %% ../nbs/02_drawing.ipynb #dbe7e9e8
+# %% ../nbs/02_drawing.ipynb #8717fd6c
 import builtins, gc, io, itertools, json, os, random, selectors, shutil, signal, socket, sys, time, traceback
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .confine import adopt_orphans, confine, die_with_parent, limit, readable
 
-# %% ../nbs/02_drawing.ipynb #73b5c699
+# %% ../nbs/02_drawing.ipynb #a6c9d193
 CODE = "<code>"
 
 def blame(
@@ -28,7 +30,7 @@ def blame(
     source = code.splitlines()[line - 1].strip()[:200] if line and line <= len(code.splitlines()) else ""
     return f"{text} (line {line}: {source})" if line else text
 
-# %% ../nbs/02_drawing.ipynb #c2c3483a
+# %% ../nbs/02_drawing.ipynb #39d94c3c
 STDOUT_CHARS = 20_000  # printed text that is kept; the rest is counted
 
 class Printed(io.TextIOBase):
@@ -42,14 +44,14 @@ class Printed(io.TextIOBase):
         return len(text)
     def __str__(self): return "".join(self.kept) + (f"\n... {self.dropped} more characters" if self.dropped else "")
 
-# %% ../nbs/02_drawing.ipynb #bf0976d4
+# %% ../nbs/02_drawing.ipynb #b4e95805
 def is_blank(figure) -> bool:
     "True if nothing was drawn: no data, text or picture on any axes or on the figure itself."
     own = [figure.texts, figure.lines, figure.patches, figure.images, figure.artists, figure.legends, figure.subfigs]
     drawn = lambda ax: ax.has_data() or ax.texts or ax.tables or ax.artists or ax.child_axes or not ax.get_visible()
     return not any(own) and not any(drawn(ax) for ax in figure.axes) and all(map(is_blank, figure.subfigs))
 
-# %% ../nbs/02_drawing.ipynb #b18e156d
+# %% ../nbs/02_drawing.ipynb #94a4283a
 def collect_figures() -> list:
     "Make `show` and `savefig` add their figures to the returned list, and let neither of them fail."
     import matplotlib.pyplot as plt
@@ -72,7 +74,7 @@ def open_figures() -> list:
     from matplotlib._pylab_helpers import Gcf
     return [m.canvas.figure for m in Gcf.get_all_fig_managers()]
 
-# %% ../nbs/02_drawing.ipynb #847fd3da
+# %% ../nbs/02_drawing.ipynb #c81966a7
 MAX_SIDE, MAX_INCHES = 5120, 200  # pixels of a picture's longer side; inches of a figure's
 
 def to_png(figure) -> bytes:
@@ -94,7 +96,7 @@ def png_size(png: bytes) -> tuple[int, int]:
     "Width and height from a PNG's header, in pixels."
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
-# %% ../nbs/02_drawing.ipynb #ed12e963
+# %% ../nbs/02_drawing.ipynb #04f6f3c3
 def stack(pngs: list[bytes]) -> bytes:
     "Put pictures below each other, centred, on a transparent ground, as one RGBA PNG. Raises `ValueError` if too tall."
     from PIL import Image
@@ -108,7 +110,7 @@ def stack(pngs: list[bytes]) -> bytes:
     page.save(out := io.BytesIO(), "PNG")
     return out.getvalue()
 
-# %% ../nbs/02_drawing.ipynb #eab80207
+# %% ../nbs/02_drawing.ipynb #eecaab9c
 class TimeUp(BaseException): "Raised by a timer in the middle of a model's code."
 
 def ring(*_): raise TimeUp
@@ -125,7 +127,7 @@ def execute(code: str) -> list:
     if drawn := [f for f in figures if not is_blank(f)]: return drawn
     raise ValueError("the code drew nothing: plot data, or put a picture or text on a figure")
 
-# %% ../nbs/02_drawing.ipynb #39126770
+# %% ../nbs/02_drawing.ipynb #2ca777e6
 def run(
     code: str,
     seconds: float,  # after this long the code is interrupted
@@ -143,7 +145,7 @@ def run(
     signal.setitimer(signal.ITIMER_REAL, 0)
     return dict(png=png, error=error, kind=kind, stdout=str(sys.stdout) if type(sys.stdout) is Printed else "")
 
-# %% ../nbs/02_drawing.ipynb #23f52872
+# %% ../nbs/02_drawing.ipynb #f82560ca
 def fix_chance():
     "Make all random numbers of this process repeat, also those of generators without a seed."
     import numpy as np
@@ -151,7 +153,7 @@ def fix_chance():
     entropy.randbits = random.Random(0).getrandbits
     random.seed(0); np.random.seed(0)
 
-# %% ../nbs/02_drawing.ipynb #27a96cdf
+# %% ../nbs/02_drawing.ipynb #9f87cb37
 SCRIPTS = [["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"],
            ["Noto Sans Devanagari", "Lohit Devanagari"], ["Noto Sans Arabic", "Noto Naskh Arabic"], ["Noto Sans Bengali"],
            ["Noto Sans Tamil"], ["Noto Sans Telugu"], ["Noto Sans Thai", "Garuda"], ["Noto Emoji", "Symbola"]]
@@ -168,9 +170,24 @@ def add_fallback_fonts() -> list[str]:
         first = find(*args, **kwargs)
         return first + [p for p in paths if p not in first]
     fontManager._find_fonts_by_props = find_all
+    add_to_formulas(paths)
     return found
 
-# %% ../nbs/02_drawing.ipynb #838172a1
+# %% ../nbs/02_drawing.ipynb #2855b015
+def add_to_formulas(paths: list):
+    "Look up letters beyond Hebrew that the formula fonts lack in the fonts at `paths`."
+    from matplotlib import _mathtext
+    from matplotlib.font_manager import get_font
+    def with_fallback(plain):
+        def glyph(self, fontname, font_class, sym):
+            if len(sym) == 1 and ord(sym) > 0x0590 and not self._get_font("regular").get_char_index(ord(sym)):
+                for font in map(get_font, paths):
+                    if font.get_char_index(ord(sym)): return font, ord(sym), False
+            return plain(self, fontname, font_class, sym)
+        return glyph
+    for fonts in (_mathtext.UnicodeFonts, _mathtext.DejaVuFonts): fonts._get_glyph = with_fallback(fonts._get_glyph)
+
+# %% ../nbs/02_drawing.ipynb #fa5efc5b
 SAMPLE = """
 fig, (a, b) = plt.subplots(1, 2)
 a.bar(["x", "y"], [1, 2], label="one"); a.set_title(r"$\\alpha_1^2 + \\frac{1}{2}$"); a.legend()
@@ -193,7 +210,7 @@ def warm_up():
     matplotlib.rcdefaults()
     gc.collect(); gc.freeze()
 
-# %% ../nbs/02_drawing.ipynb #2c6b1b6f
+# %% ../nbs/02_drawing.ipynb #eee42127
 STREAM = 3  # the child's one open file besides 0, 1 and 2, which lead nowhere
 
 def become_child(stream: int, folder: str, parent: int):
@@ -225,7 +242,7 @@ def child(job: dict, stream: int, folder: str, parent: int, reads: list[str]|Non
         transmit(STREAM, run(code, job["seconds"]))
     finally: leave(0)
 
-# %% ../nbs/02_drawing.ipynb #37deb2b3
+# %% ../nbs/02_drawing.ipynb #d13f496e
 def receive(fd: int) -> bytes:
     "Read one message: 8 bytes of length, then the content."
     with open(fd, "rb", closefd=False) as f: return f.read(int.from_bytes(f.read(8)))
@@ -236,7 +253,7 @@ def send(fd: int, result: dict):
     content = json.dumps(result).encode() + b"\n" + png
     with open(fd, "wb", closefd=False) as f: f.write(len(content).to_bytes(8) + content)
 
-# %% ../nbs/02_drawing.ipynb #2af25489
+# %% ../nbs/02_drawing.ipynb #6fedd107
 TICK, GRACE = .05, .5                # seconds between looks at running children; from interrupting to killing
 FILES, THREADS = 64 * 2**20, 64      # bytes in a child's folder, and its threads
 
@@ -262,44 +279,13 @@ class Job:
         except OSError: return ""
         return "files" if sum(sizes) > FILES or len(sizes) >= 1000 else ""
 
-# %% ../nbs/02_drawing.ipynb #d1db7d65
+# %% ../nbs/02_drawing.ipynb #06b5cd11
 class Warm:
     "The warm process: forks a child for each job until its asker goes away."
     def __init__(self, control, base, reads):
         self.control, self.base, self.reads, self.jobs = control, base, reads, set()
         self.asker, self.numbers, self.events = os.getppid(), itertools.count(), selectors.DefaultSelector()
         self.events.register(control, selectors.EVENT_READ, self.begin)
-
-    def begin(self):
-        "Take one job from the socket and fork its child."
-        content, fds, *_ = socket.recv_fds(self.control, 4096, 2)
-        if not content: raise EOFError
-        stream, status = fds
-        ask, folder, me = json.loads(content), f"{self.base}/{next(self.numbers)}", os.getpid()
-        os.mkdir(folder, 0o700)
-        if (pid := os.fork()) == 0: child(ask, stream, folder, me, self.reads)
-        os.close(stream)
-        job = Job(ask, pid, socket.socket(fileno=status), folder)
-        self.jobs.add(job)
-        self.events.register(job.pidfd, selectors.EVENT_READ, lambda: self.end(job))
-        self.events.register(job.status, selectors.EVENT_READ, lambda: self.abandon(job))
-
-    def abandon(self, job):
-        "Its asker has closed the status socket."
-        if job in self.jobs: self.events.unregister(job.status); job.kill("abandoned")
-
-    def end(self, job):
-        "Bury the child, remove its folder, tell the asker."
-        self.events.unregister(job.pidfd); os.close(job.pidfd)
-        if job.status.fileno() in self.events.get_map(): self.events.unregister(job.status)
-        job.kill("")
-        how = os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1])
-        self.jobs.discard(job)
-        if self.reads is None: kill_orphans({j.pid for j in self.jobs})
-        shutil.rmtree(job.folder, ignore_errors=True)
-        try: job.status.send(json.dumps(dict(reason=job.reason, signal=max(0, -how))).encode())
-        except OSError: pass
-        job.status.close()
 
     def serve(self):
         "Work until the asker has closed the socket or died."
@@ -308,7 +294,42 @@ class Warm:
             for job in self.jobs:
                 if reason := job.excess(): job.kill(reason)
 
-# %% ../nbs/02_drawing.ipynb #b6db2156
+# %% ../nbs/02_drawing.ipynb #06faec03
+@patch
+def begin(self: Warm):
+    "Take one job from the socket and fork its child. Raises `EOFError` when there will be no more."
+    content, fds, *_ = socket.recv_fds(self.control, 4096, 2)
+    if not content: raise EOFError
+    (stream, status), ask, folder, me = fds, json.loads(content), f"{self.base}/{next(self.numbers)}", os.getpid()
+    os.mkdir(folder, 0o700)
+    if (pid := os.fork()) == 0: child(ask, stream, folder, me, self.reads)
+    os.close(stream)
+    job = Job(ask, pid, socket.socket(fileno=status), folder)
+    self.jobs.add(job)
+    self.events.register(job.pidfd, selectors.EVENT_READ, lambda: self.end(job))
+    self.events.register(job.status, selectors.EVENT_READ, lambda: self.abandon(job))
+
+# %% ../nbs/02_drawing.ipynb #518a905a
+@patch
+def abandon(self: Warm, job):
+    "Its asker has closed the status socket."
+    if job in self.jobs: self.events.unregister(job.status); job.kill("abandoned")
+
+@patch
+def end(self: Warm, job):
+    "Bury the child, remove its folder, tell the asker."
+    self.events.unregister(job.pidfd); os.close(job.pidfd)
+    if job.status.fileno() in self.events.get_map(): self.events.unregister(job.status)
+    job.kill("")
+    how = os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1])
+    self.jobs.discard(job)
+    if self.reads is None: kill_orphans({j.pid for j in self.jobs})
+    shutil.rmtree(job.folder, ignore_errors=True)
+    try: job.status.send(json.dumps(dict(reason=job.reason, signal=max(0, -how))).encode())
+    except OSError: pass
+    job.status.close()
+
+# %% ../nbs/02_drawing.ipynb #f753f273
 def kill_orphans(keep: set[int]):
     "Kill all children of this process but `keep`, and their children when they arrive here."
     while True:
@@ -318,8 +339,9 @@ def kill_orphans(keep: set[int]):
         if not orphans: return
         for pid in orphans: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
 
+# %% ../nbs/02_drawing.ipynb #f6c8146c
 def main():
-    "What the fresh process runs: warm up, say so, and serve. Arguments: socket, folder, isolation."
+    "Warm up, say so, and serve. Arguments: socket, folder, isolation."
     control, base = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     try:
         warm_up()

@@ -14,8 +14,9 @@ USERS = {"root": [], "user": ["--user", "65534"]} if ROOT else {"user": []}
 def runs():
     "All attacks as all users, side by side; and those that should work without fences."
     calls = {name: [*options, "full"] for name, options in USERS.items()} | {"naked": ["limits"]}
-    processes = {name: subprocess.Popen([sys.executable, HERE / "attack_runner.py", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                 for name, options in calls.items()}
+    start = lambda options: subprocess.Popen([sys.executable, HERE / "attack_runner.py", *options], text=True,
+                                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    processes = {name: start(options) for name, options in calls.items()}
     said = {name: p.communicate() for name, p in processes.items()}
     return {name: ({d["name"]: d for d in map(json.loads, out.splitlines())}, errors) for name, (out, errors) in said.items()}
 
