@@ -362,8 +362,8 @@ async def test_the_bar_shows_only_if_asked(capsys):
 
 
 async def test_tables_say_which_tool_fails_and_why(tmp_path):
-    toolkit, _ = kit(Store(tmp_path), bad='not_found', worse='refused')
-    answers = [search('good=.1') + search('bad') + edit(1), search('good=.1') + search('bad') + 'text',
+    toolkit, _ = kit(Store(tmp_path), bad='not_found', bad2='not_found', worse='refused')
+    answers = [search('good=.1') + search('bad') + edit(1), search('good=.1') + search('bad2') + 'text',
                search('worse') + '<imgen>x</imgen>', '']
     documents = [await resolve(parse(a), toolkit) for a in answers]
     calls = tool_table(documents)
