@@ -6,7 +6,7 @@ __all__ = ['CODE', 'STDOUT_CHARS', 'MAX_SIDE', 'MAX_INCHES', 'SCRIPTS', 'SAMPLE'
            'ring', 'execute', 'run', 'fix_chance', 'add_fallback_fonts', 'add_to_formulas', 'warm_up', 'become_child',
            'child', 'receive', 'send', 'Job', 'Warm', 'kill_orphans', 'main']
 
-# %% ../nbs/02_drawing.ipynb #8717fd6c
+# %% ../nbs/02_drawing.ipynb #0376e9e1
 import builtins, gc, io, itertools, json, os, random, selectors, shutil, signal, socket, sys, time, traceback
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .confine import adopt_orphans, confine, die_with_parent, limit, readable
 
-# %% ../nbs/02_drawing.ipynb #a6c9d193
+# %% ../nbs/02_drawing.ipynb #2361c5d5
 CODE = "<code>"
 
 def blame(
@@ -30,7 +30,7 @@ def blame(
     source = code.splitlines()[line - 1].strip()[:200] if line and line <= len(code.splitlines()) else ""
     return f"{text} (line {line}: {source})" if line else text
 
-# %% ../nbs/02_drawing.ipynb #39d94c3c
+# %% ../nbs/02_drawing.ipynb #3cb49959
 STDOUT_CHARS = 20_000  # printed text that is kept; the rest is counted
 
 class Printed(io.TextIOBase):
@@ -44,14 +44,14 @@ class Printed(io.TextIOBase):
         return len(text)
     def __str__(self): return "".join(self.kept) + (f"\n... {self.dropped} more characters" if self.dropped else "")
 
-# %% ../nbs/02_drawing.ipynb #b4e95805
+# %% ../nbs/02_drawing.ipynb #52941df8
 def is_blank(figure) -> bool:
     "True if nothing was drawn: no data, text or picture on any axes or on the figure itself."
     own = [figure.texts, figure.lines, figure.patches, figure.images, figure.artists, figure.legends, figure.subfigs]
     drawn = lambda ax: ax.has_data() or ax.texts or ax.tables or ax.artists or ax.child_axes or not ax.get_visible()
     return not any(own) and not any(drawn(ax) for ax in figure.axes) and all(map(is_blank, figure.subfigs))
 
-# %% ../nbs/02_drawing.ipynb #94a4283a
+# %% ../nbs/02_drawing.ipynb #9b7eb9a9
 def collect_figures() -> list:
     "Make `show` and `savefig` add their figures to the returned list, and let neither of them fail."
     import matplotlib.pyplot as plt
@@ -69,12 +69,13 @@ def collect_figures() -> list:
     Figure.savefig, plt.show, Figure.show = savefig, show, lambda figure, warn=True: keep(figure)
     return kept
 
+# %% ../nbs/02_drawing.ipynb #df75b07a
 def open_figures() -> list:
     "The figures that pyplot holds open, in order."
     from matplotlib._pylab_helpers import Gcf
     return [m.canvas.figure for m in Gcf.get_all_fig_managers()]
 
-# %% ../nbs/02_drawing.ipynb #c81966a7
+# %% ../nbs/02_drawing.ipynb #991100de
 MAX_SIDE, MAX_INCHES = 5120, 200  # pixels of a picture's longer side; inches of a figure's
 
 def to_png(figure) -> bytes:
@@ -92,11 +93,12 @@ def to_png(figure) -> bytes:
         if max(png_size(out.getvalue())) <= MAX_SIDE: return out.getvalue()
     raise ValueError(f"the picture would be longer than {MAX_SIDE} pixels; use a smaller figsize")
 
+# %% ../nbs/02_drawing.ipynb #e2a54b97
 def png_size(png: bytes) -> tuple[int, int]:
     "Width and height from a PNG's header, in pixels."
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
-# %% ../nbs/02_drawing.ipynb #04f6f3c3
+# %% ../nbs/02_drawing.ipynb #081f55cf
 def stack(pngs: list[bytes]) -> bytes:
     "Put pictures below each other, centred, on a transparent ground, as one RGBA PNG. Raises `ValueError` if too tall."
     from PIL import Image
@@ -110,11 +112,12 @@ def stack(pngs: list[bytes]) -> bytes:
     page.save(out := io.BytesIO(), "PNG")
     return out.getvalue()
 
-# %% ../nbs/02_drawing.ipynb #eecaab9c
+# %% ../nbs/02_drawing.ipynb #2a733b4d
 class TimeUp(BaseException): "Raised by a timer in the middle of a model's code."
 
 def ring(*_): raise TimeUp
 
+# %% ../nbs/02_drawing.ipynb #86f97a20
 def execute(code: str) -> list:
     "Run `code` in this process with plt, pd, sns and np imported. Returns its figures; raises what the code raises."
     import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
@@ -127,7 +130,7 @@ def execute(code: str) -> list:
     if drawn := [f for f in figures if not is_blank(f)]: return drawn
     raise ValueError("the code drew nothing: plot data, or put a picture or text on a figure")
 
-# %% ../nbs/02_drawing.ipynb #2ca777e6
+# %% ../nbs/02_drawing.ipynb #a5e919ff
 def run(
     code: str,
     seconds: float,  # after this long the code is interrupted
@@ -145,7 +148,7 @@ def run(
     signal.setitimer(signal.ITIMER_REAL, 0)
     return dict(png=png, error=error, kind=kind, stdout=str(sys.stdout) if type(sys.stdout) is Printed else "")
 
-# %% ../nbs/02_drawing.ipynb #f82560ca
+# %% ../nbs/02_drawing.ipynb #891dd426
 def fix_chance():
     "Make all random numbers of this process repeat, also those of generators without a seed."
     import numpy as np
@@ -153,7 +156,7 @@ def fix_chance():
     entropy.randbits = random.Random(0).getrandbits
     random.seed(0); np.random.seed(0)
 
-# %% ../nbs/02_drawing.ipynb #9f87cb37
+# %% ../nbs/02_drawing.ipynb #b28fc83c
 SCRIPTS = [["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"],
            ["Noto Sans Devanagari", "Lohit Devanagari"], ["Noto Sans Arabic", "Noto Naskh Arabic"], ["Noto Sans Bengali"],
            ["Noto Sans Tamil"], ["Noto Sans Telugu"], ["Noto Sans Thai", "Garuda"], ["Noto Emoji", "Symbola"]]
@@ -173,7 +176,7 @@ def add_fallback_fonts() -> list[str]:
     add_to_formulas(paths)
     return found
 
-# %% ../nbs/02_drawing.ipynb #2855b015
+# %% ../nbs/02_drawing.ipynb #6c572e58
 def add_to_formulas(paths: list):
     "Look up letters beyond Hebrew that the formula fonts lack in the fonts at `paths`."
     from matplotlib import _mathtext
@@ -187,7 +190,7 @@ def add_to_formulas(paths: list):
         return glyph
     for fonts in (_mathtext.UnicodeFonts, _mathtext.DejaVuFonts): fonts._get_glyph = with_fallback(fonts._get_glyph)
 
-# %% ../nbs/02_drawing.ipynb #fa5efc5b
+# %% ../nbs/02_drawing.ipynb #c2229882
 SAMPLE = """
 fig, (a, b) = plt.subplots(1, 2)
 a.bar(["x", "y"], [1, 2], label="one"); a.set_title(r"$\\alpha_1^2 + \\frac{1}{2}$"); a.legend()
@@ -195,6 +198,7 @@ sns.scatterplot(x=[1, 2], y=[3, 4], ax=b); fig.colorbar(b.imshow(np.eye(3))); fi
 pd.DataFrame({"t": pd.date_range("2024-01-01", periods=3), "v": [1, 2, 3]}).plot(x="t", y="v", title="A b")
 """
 
+# %% ../nbs/02_drawing.ipynb #2504dd0c
 def warm_up():
     "Import the plotting libraries, draw once, and freeze what is in memory so that forks share it."
     import matplotlib
@@ -210,7 +214,7 @@ def warm_up():
     matplotlib.rcdefaults()
     gc.collect(); gc.freeze()
 
-# %% ../nbs/02_drawing.ipynb #eee42127
+# %% ../nbs/02_drawing.ipynb #406afa0c
 STREAM = 3  # the child's one open file besides 0, 1 and 2, which lead nowhere
 
 def become_child(stream: int, folder: str, parent: int):
@@ -226,6 +230,7 @@ def become_child(stream: int, folder: str, parent: int):
     os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8", TZ="UTC", MPLBACKEND="agg")
     os.chdir(folder); os.umask(0o077)
 
+# %% ../nbs/02_drawing.ipynb #a0225704
 def child(job: dict, stream: int, folder: str, parent: int, reads: list[str]|None):
     "Lock this process in, draw, send, and end. `reads` None: limits only."
     leave, transmit = os._exit, send  # the code may replace them
@@ -242,21 +247,23 @@ def child(job: dict, stream: int, folder: str, parent: int, reads: list[str]|Non
         transmit(STREAM, run(code, job["seconds"]))
     finally: leave(0)
 
-# %% ../nbs/02_drawing.ipynb #d13f496e
+# %% ../nbs/02_drawing.ipynb #999cd083
 def receive(fd: int) -> bytes:
     "Read one message: 8 bytes of length, then the content."
     with open(fd, "rb", closefd=False) as f: return f.read(int.from_bytes(f.read(8)))
 
+# %% ../nbs/02_drawing.ipynb #191ce4b7
 def send(fd: int, result: dict):
     "Write a result: 8 bytes of length, a line of JSON, the PNG."
     png = result.pop("png") or b""
     content = json.dumps(result).encode() + b"\n" + png
     with open(fd, "wb", closefd=False) as f: f.write(len(content).to_bytes(8) + content)
 
-# %% ../nbs/02_drawing.ipynb #6fedd107
+# %% ../nbs/02_drawing.ipynb #e9629910
 TICK, GRACE = .05, .5                # seconds between looks at running children; from interrupting to killing
 FILES, THREADS = 64 * 2**20, 64      # bytes in a child's folder, and its threads
 
+# %% ../nbs/02_drawing.ipynb #62b70072
 class Job:
     "One running child: its process, its folder, and whom to tell how it ended."
     def __init__(self, ask, pid, status, folder):
@@ -270,16 +277,19 @@ class Job:
             try: stop(self.pid, signal.SIGKILL)
             except ProcessLookupError: pass
 
-    def excess(self) -> str:
-        "What the child has too much of: 'timeout', 'files', 'threads' or ''."
-        if time.monotonic() > self.deadline: return "timeout"
-        try:
-            if len(os.listdir(f"/proc/{self.pid}/task")) > THREADS: return "threads"
-            with os.scandir(self.folder) as files: sizes = [f.stat(follow_symlinks=False).st_size for f in itertools.islice(files, 1000)]
-        except OSError: return ""
-        return "files" if sum(sizes) > FILES or len(sizes) >= 1000 else ""
+# %% ../nbs/02_drawing.ipynb #76f77ef5
+@patch
+def excess(self: Job) -> str:
+    "What the child has too much of: 'timeout', 'files', 'threads' or ''."
+    if time.monotonic() > self.deadline: return "timeout"
+    try:
+        if len(os.listdir(f"/proc/{self.pid}/task")) > THREADS: return "threads"
+        with os.scandir(self.folder) as files:
+            sizes = [f.stat(follow_symlinks=False).st_size for f in itertools.islice(files, 1000)]
+    except OSError: return ""
+    return "files" if sum(sizes) > FILES or len(sizes) >= 1000 else ""
 
-# %% ../nbs/02_drawing.ipynb #06b5cd11
+# %% ../nbs/02_drawing.ipynb #0d076b80
 class Warm:
     "The warm process: forks a child for each job until its asker goes away."
     def __init__(self, control, base, reads):
@@ -294,7 +304,7 @@ class Warm:
             for job in self.jobs:
                 if reason := job.excess(): job.kill(reason)
 
-# %% ../nbs/02_drawing.ipynb #06faec03
+# %% ../nbs/02_drawing.ipynb #d6ccf86b
 @patch
 def begin(self: Warm):
     "Take one job from the socket and fork its child. Raises `EOFError` when there will be no more."
@@ -309,7 +319,7 @@ def begin(self: Warm):
     self.events.register(job.pidfd, selectors.EVENT_READ, lambda: self.end(job))
     self.events.register(job.status, selectors.EVENT_READ, lambda: self.abandon(job))
 
-# %% ../nbs/02_drawing.ipynb #518a905a
+# %% ../nbs/02_drawing.ipynb #4e9957f2
 @patch
 def abandon(self: Warm, job):
     "Its asker has closed the status socket."
@@ -329,7 +339,7 @@ def end(self: Warm, job):
     except OSError: pass
     job.status.close()
 
-# %% ../nbs/02_drawing.ipynb #f753f273
+# %% ../nbs/02_drawing.ipynb #f9f477f5
 def kill_orphans(keep: set[int]):
     "Kill all children of this process but `keep`, and their children when they arrive here."
     while True:
@@ -339,7 +349,7 @@ def kill_orphans(keep: set[int]):
         if not orphans: return
         for pid in orphans: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
 
-# %% ../nbs/02_drawing.ipynb #f6c8146c
+# %% ../nbs/02_drawing.ipynb #da1c5ffe
 def main():
     "Warm up, say so, and serve. Arguments: socket, folder, isolation."
     control, base = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PNG_BYTES', 'WARM_SECONDS', 'CODE_BYTES', 'STDOUT_MOST', 'Drawing', 'check_png', 'WarmProcess', 'Sandbox']
 
-# %% ../nbs/02_sandbox.ipynb #5b97b00c
+# %% ../nbs/02_sandbox.ipynb #9c6ec24a
 import asyncio, json, os, shutil, socket, subprocess, sys, tempfile, threading, time, weakref, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .confine import layers
 from .config import cache_dir
 from .drawing import GRACE, MAX_SIDE, png_size
 
-# %% ../nbs/02_sandbox.ipynb #6c2357a1
+# %% ../nbs/02_sandbox.ipynb #848614ba
 @dataclass(frozen=True)
 class Drawing:
     "What became of a piece of drawing code: a picture, or an error."
@@ -28,7 +28,7 @@ class Drawing:
     def _repr_png_(self): return self.png
     def __repr__(self): return f"Drawing({self.error or f'{png_size(self.png)[0]} x {png_size(self.png)[1]} px'}, {self.seconds:.2f} s)"
 
-# %% ../nbs/02_sandbox.ipynb #73d2b10e
+# %% ../nbs/02_sandbox.ipynb #88b17b46
 PNG_BYTES = 32 * 2**20   # largest picture that is accepted
 _CHANNELS = {2: 3, 6: 4}  # PNG's numbers for RGB and RGBA
 
@@ -42,6 +42,7 @@ def _chunks(png):
         yield name, body
         at += 12 + size
 
+# %% ../nbs/02_sandbox.ipynb #f1e032ba
 def check_png(
     png: bytes,
 ) -> str|None:
@@ -56,6 +57,7 @@ def check_png(
     if {n for n, _ in chunks} - {b"IHDR", b"IDAT", b"pHYs", b"IEND"} or chunks[-1][0] != b"IEND": return "it holds strange chunks"
     return _inflates(b"".join(body for name, body in chunks if name == b"IDAT"), height * (1 + width * _CHANNELS[colour]))
 
+# %% ../nbs/02_sandbox.ipynb #59763c52
 def _inflates(data, size):
     "None if the pixel data inflate to exactly `size` bytes; stops there."
     try:
@@ -63,7 +65,7 @@ def _inflates(data, size):
     except zlib.error: pass
     return "its pixels are damaged"
 
-# %% ../nbs/02_sandbox.ipynb #8334a899
+# %% ../nbs/02_sandbox.ipynb #2c59a9ec
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[4]); from llmi_kit.drawing import main; main()"
 WARM_SECONDS = 120  # longest wait for the warm process; about 3 s are usual, more when fonts are listed the first time
 
@@ -75,6 +77,7 @@ def _environment(base):
     passed = {k: os.environ[k] for k in ("PATH", "HOME", "LD_LIBRARY_PATH") if k in os.environ}
     return passed | quiet
 
+# %% ../nbs/02_sandbox.ipynb #11cd8338
 class WarmProcess:
     "A running warm process. Raises `OSError` if none can be started."
     def __init__(self, isolation):
@@ -88,18 +91,21 @@ class WarmProcess:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.close = weakref.finalize(self, _end, self.process, self.control, self.base, os.getpid())
 
-    def ready(self) -> str | None:
-        "Wait until it is warm. Returns None, or what went wrong."
-        with self.lock:
-            if self.hello is None: self.hello = self._greet()
-        return None if self.hello == "ready" else self.hello
+# %% ../nbs/02_sandbox.ipynb #76a896d8
+@patch
+def warm_up_problem(self: WarmProcess) -> str | None:
+    "Wait until it is warm. Returns None, or what went wrong."
+    with self.lock:
+        if self.hello is None: self.hello = _greet(self.control)
+    return None if self.hello == "ready" else self.hello
 
-    def _greet(self):
-        self.control.settimeout(WARM_SECONDS)
-        try: return self.control.recv(4096).decode() or "the warm process ended while it started"
-        except TimeoutError: return f"the warm process was not ready after {WARM_SECONDS} s"
-        except OSError as e: return str(e)
+def _greet(control):
+    control.settimeout(WARM_SECONDS)
+    try: return control.recv(4096).decode() or "the warm process ended while it started"
+    except TimeoutError: return f"the warm process was not ready after {WARM_SECONDS} s"
+    except OSError as e: return str(e)
 
+# %% ../nbs/02_sandbox.ipynb #7797f576
 def _end(process, control, base, owner):
     "Close the socket, at which the warm process ends; insist if it doesn't. In a fork of the owner, do nothing."
     if os.getpid() != owner: return
@@ -108,7 +114,7 @@ def _end(process, control, base, owner):
     except subprocess.TimeoutExpired: process.kill(); process.wait()
     shutil.rmtree(base, ignore_errors=True)
 
-# %% ../nbs/02_sandbox.ipynb #15de6857
+# %% ../nbs/02_sandbox.ipynb #6af15465
 def _receive(stream, deadline, most):
     "Read a message of at most `most` bytes. Returns None if it is longer, late or cut off."
     content, size = bytearray(), 8
@@ -122,6 +128,7 @@ def _receive(stream, deadline, most):
         if size > most or len(content) > size: return None
     return bytes(content[8:])
 
+# %% ../nbs/02_sandbox.ipynb #1e3b50f9
 @patch
 def ask(self: WarmProcess,
     code: bytes,
@@ -146,9 +153,10 @@ def ask(self: WarmProcess,
         if not ended: raise ConnectionError("the warm process has died")
         return None, json.loads(ended)
 
-# %% ../nbs/02_sandbox.ipynb #2345b15e
+# %% ../nbs/02_sandbox.ipynb #3b82861f
 CODE_BYTES = 1 << 20  # longest code that is accepted
 
+# %% ../nbs/02_sandbox.ipynb #9b5977dd
 class Sandbox:
     """Runs untrusted drawing code, a process for each drawing, and returns its picture.
 
@@ -177,7 +185,7 @@ class Sandbox:
         self.workers, self.seconds, self.memory_mb, self.isolation = workers, seconds, memory_mb, isolation
         self._lock, self._warm, self._pool, self._owner, self._closed = threading.Lock(), None, None, 0, False
 
-# %% ../nbs/02_sandbox.ipynb #433d2e6d
+# %% ../nbs/02_sandbox.ipynb #f930baff
 @patch
 def ready(self: Sandbox) -> str | None:
     "None if drawings can be made here, else one sentence that says what is missing. Starts nothing."
@@ -186,7 +194,7 @@ def ready(self: Sandbox) -> str | None:
     if missing: return (f"drawing code can't be confined on this machine: {'; '.join(missing)}. "
                         'For code you trust, Sandbox(isolation="limits") draws without these fences')
 
-# %% ../nbs/02_sandbox.ipynb #61650446
+# %% ../nbs/02_sandbox.ipynb #9d5bf9ee
 @patch
 def start(self: Sandbox):
     "Start the warm process if there is none. Returns at once."
@@ -196,6 +204,7 @@ def start(self: Sandbox):
         if self._warm is None: self._warm = WarmProcess(self.isolation)
         return self._warm
 
+# %% ../nbs/02_sandbox.ipynb #104375e7
 @patch
 def close(self: Sandbox):
     "End the warm process and all drawings. Can be called twice."
@@ -205,6 +214,7 @@ def close(self: Sandbox):
     if warm: warm.close()
     if pool: pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/02_sandbox.ipynb #3335860a
 @patch
 def __enter__(self: Sandbox):
     if not self.ready(): self.start()
@@ -212,19 +222,20 @@ def __enter__(self: Sandbox):
 @patch
 def __exit__(self: Sandbox, *_): self.close()
 
-# %% ../nbs/02_sandbox.ipynb #5e831513
+# %% ../nbs/02_sandbox.ipynb #2f1f3610
 @patch
 def _draw_now(self: Sandbox, code):
     for _ in range(2):
         if self._closed: break
         warm, start = self.start(), time.perf_counter()
-        if problem := warm.ready(): self._drop(warm); continue
+        if problem := warm.warm_up_problem(): self._drop(warm); continue
         start = time.perf_counter()
         try: answer, ended = warm.ask(code, self.seconds, self.memory_mb)
         except OSError as e: problem = str(e); self._drop(warm); continue
         return self._judge(answer, ended, time.perf_counter() - start)
     return Drawing(error=self.ready() or f"no drawing process could be started: {problem}", kind="unavailable")
 
+# %% ../nbs/02_sandbox.ipynb #ecb4a30c
 @patch
 def _drop(self: Sandbox, warm):
     "Forget a warm process that is of no use any more."
@@ -232,7 +243,7 @@ def _drop(self: Sandbox, warm):
         if self._warm is warm: self._warm = None
     warm.close()
 
-# %% ../nbs/02_sandbox.ipynb #98d8fe48
+# %% ../nbs/02_sandbox.ipynb #8b6366c5
 @patch
 def _judge(self: Sandbox, answer, ended, seconds):
     "Turn what the child sent, which may be anything, into a Drawing."
@@ -247,7 +258,8 @@ def _judge(self: Sandbox, answer, ended, seconds):
     if kind not in ("", "code", "timeout", "unavailable", "refused"): kind = "code"
     return Drawing(None if error else png, error or None, stdout or "", seconds, (kind or "code") if error else "")
 
-STDOUT_MOST = 30_000
+# %% ../nbs/02_sandbox.ipynb #58c964b5
+STDOUT_MOST = 30_000  # characters of printed text, with what the child adds about the rest
 _REASONS = dict(timeout="TimeoutError: stopped after {seconds:g} s", files="it wrote more files than a drawing may",
                 threads="it started more threads than a drawing may")
 
@@ -257,7 +269,7 @@ def _unnatural(ended, seconds):
     if ended["signal"]: return f"the code crashed or overloaded its process (signal {ended['signal']})"
     return "the code ended its process before there was a picture"
 
-# %% ../nbs/02_sandbox.ipynb #387d9a75
+# %% ../nbs/02_sandbox.ipynb #5059907d
 @patch
 def _submit(self: Sandbox, code):
     "Queue a drawing; returns a Future, or the Drawing if there is no point."
@@ -269,6 +281,7 @@ def _submit(self: Sandbox, code):
     try: return self._pool.submit(self._draw_now, code)
     except (RuntimeError, AttributeError): return Drawing(error="this sandbox is closed: make a new one", kind="unavailable")
 
+# %% ../nbs/02_sandbox.ipynb #54d20d51
 @patch
 def draw(self: Sandbox,
     code: str,  # Python; plt, pd, sns and np are there
@@ -277,6 +290,7 @@ def draw(self: Sandbox,
     job = self._submit(code)
     return job if isinstance(job, Drawing) else job.result()
 
+# %% ../nbs/02_sandbox.ipynb #865ca9bc
 @patch
 async def adraw(self: Sandbox,
     code: str,  # Python; plt, pd, sns and np are there
