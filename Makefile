@@ -1,5 +1,6 @@
 # make demo   writes illustrated reports for real questions      make test   checks everything
-# make setup  the environment alone                              make lab    JupyterLab at the index
+# make setup  the environment alone                              make doctor what is ready here
+# make lab    JupyterLab at the index                            make readme README.md from nbs/index.ipynb
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -27,7 +28,7 @@ $(READY): constraints.txt pyproject.toml
 
 demo: setup
 	@$(BIN)/snakemake --quiet all --cores 2 --config profile=$(PROFILE) -- demo
-	@$(BIN)/python -m llmi_kit.cli reports results/$(PROFILE)/demo
+	@cat results/$(PROFILE)/demo/summary.txt
 
 test: setup
 	@$(BIN)/python tests/export_check.py
@@ -42,7 +43,8 @@ lab: setup
 	@$(BIN)/jupyter lab nbs/index.ipynb
 
 readme: setup
-	@$(BIN)/nbdev-export && $(BIN)/nbdev-readme
+	@$(BIN)/nbdev-export
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](\.\./#](#g' > README.md
 
 benchmarks: setup
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 root = Path(__file__).parent.parent
-bin = Path(sys.executable).parent
+venv = Path(sys.executable).parent.parent
 
 
 def state():
@@ -14,9 +14,9 @@ def state():
 
 
 before = state()
-subprocess.run([bin/'nbdev-export'], cwd=root, check=True)
+subprocess.run(['make', '-s', 'readme', f'VENV={venv}'], cwd=root, check=True)
 after = state()
 stale = sorted(str(f.relative_to(root)) for f in before.keys() | after.keys() if before.get(f) != after.get(f))
 if stale:
-    sys.exit(f"nbdev-export changed {', '.join(stale)}: commit what the notebooks export")
+    sys.exit(f"`make readme` changed {', '.join(stale)}: commit what the notebooks export")
 print(f'export leaves no difference in {len(after)} files')
