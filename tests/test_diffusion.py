@@ -1,5 +1,5 @@
 """The diffusion tool: a real (tiny) pipeline, and both server protocols over real HTTP with faults."""
-import asyncio, os, subprocess, sys, time
+import asyncio, inspect, subprocess, sys
 
 import pytest
 from image_server import KEY, ImageServer
@@ -17,6 +17,8 @@ DEAD = 'http://127.0.0.1:9'     # the discard port: nobody listens
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
+    import torch
+    torch.set_num_threads(1)    # a model this small is slower on two
     path = tmp_path_factory.mktemp('models')/'tiny'
     tiny_pipeline().save_pretrained(path)
     return path
@@ -48,7 +50,7 @@ async def test_one_at_a_time_and_the_loop_goes_on(folder):
             running += 1; most = max(most, running)
             try: return call(self, *args, **kwargs)
             finally: running -= 1
-        __call__.__signature__ = __import__('inspect').signature(call)
+        __call__.__signature__ = inspect.signature(call)
     model.pipe.__class__ = Counting
     ticks = 0
     async def beat():
@@ -61,14 +63,19 @@ async def test_one_at_a_time_and_the_loop_goes_on(folder):
 
 
 async def test_a_deadline_stops_the_drawing(folder):
-    model = ImageModel(folder, steps=1000)
-    model.load()
-    start = time.perf_counter()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(.3): await model.generate('a fox')
+    model, steps = ImageModel(folder, steps=1000), []
+    step, loop, begun = model.load().scheduler.step, asyncio.get_running_loop(), asyncio.Event()
+    def counted(*args, **kwargs):
+        steps.append(1); loop.call_soon_threadsafe(begun.set)
+        return step(*args, **kwargs)
+    model.pipe.scheduler.step = counted
+    task = asyncio.create_task(model.generate('a fox'))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError): await task
     model.steps = 1
     assert isinstance(await model.generate('a fox'), Picture), 'the thread is free again'
-    assert time.perf_counter() - start < 15
+    assert len(steps) < 900, 'it did not draw to the end for nobody'
 
 
 async def test_missing_and_broken_models(folder, tmp_path, monkeypatch):
@@ -140,7 +147,6 @@ async def test_picture_at_an_address():
 async def test_an_address_inside_the_network_is_refused():
     "A server may send us to itself or to the public web, not to other machines of ours."
     with ImageServer() as other, ImageServer(answers='url') as s:
-        class Elsewhere(type(s.http.RequestHandlerClass)): pass
         s.http.RequestHandlerClass.owner.url = other.url
         answer = await ImagesAPI('m', f'http://127.0.0.1:{s.http.server_port}/v1').generate('a')
         assert answer.kind == 'refused' and not other.paths
@@ -181,6 +187,7 @@ async def test_faults(fault, protocol):
         assert isinstance(answer, Failure) and (answer.kind, answer.transient) == FAULTS[fault], answer
         assert 'Traceback' not in answer.message and len(answer.message) < 400 and answer.seconds > 0
         assert answer.retry_after == (7 if fault == '429' else None)
+        backend.seconds = 20; s.faults.clear()      # on a busy machine the first request may have timed out before it arrived
         assert isinstance(await backend.generate('a fox'), Picture), 'the next request is unharmed'
 
 
@@ -201,7 +208,7 @@ async def test_qwen_request_and_origin():
 async def test_fail_over_and_rest(fault):
     now = 0.
     with ImageServer(fault) as bad, ImageServer() as good:
-        servers = QwenServers([bad.url, good.url], seconds=2, clock=lambda: now)
+        servers = QwenServers([bad.url, good.url], seconds=4 if fault == 'hang' else 20, clock=lambda: now)
         assert isinstance(await servers.generate('a'), Picture) and [s.served for s in servers.servers] == [1, 1]
         assert isinstance(await servers.generate('b'), Picture) and [s.served for s in servers.servers] == [1, 2], 'it rests'
         now = 31.

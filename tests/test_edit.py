@@ -94,7 +94,7 @@ def test_not_understood(instruction):
     ('increase the brightness and the contrast by 20%', ['brightness', 'contrast']),
     ('resize it to 51x51 and then blur it slightly, and finally add a vignette', ['resize', 'blur', 'vignette']),
     ('make it brighter and warmer', ['brightness', 'warmth']),
-    ('Can you please flip it horizontally? ', ['flip']),
+    ('Can you please flip it horizontally? ', ['flip']), ('draw an arrow from the left to the right', ['arrow']),
 ])
 def test_compound(instruction, expected): assert names(instruction) == expected
 

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['on_paper', 'thickness', 'see_through', 'font_for', 'write_text', 'draw_over']
 
-# %% ../../nbs/04_annotate.ipynb #8971d2a0
+# %% ../../nbs/04_annotate.ipynb #d6c30324
 import math, re, unicodedata
 from functools import cache
 from pathlib import Path
@@ -13,9 +13,9 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from ..picture import MAX_SIDE
-from .wording import Slots, look, operation
+from .wording import Slots, operation
 
-# %% ../../nbs/04_annotate.ipynb #9c8d1192
+# %% ../../nbs/04_annotate.ipynb #8b44e9ca
 def on_paper(
     image: Image.Image,
     left: int, top: int, right: int, bottom: int,   # px to add
@@ -28,7 +28,7 @@ def on_paper(
     sheet.paste(image, (left, top))
     return sheet
 
-# %% ../../nbs/04_annotate.ipynb #0219261d
+# %% ../../nbs/04_annotate.ipynb #43a18fa1
 _THICK = '[{thick:thin|thick|narrow|wide|small|large|very thin|very thick}]'
 _OF_WIDTH = '[of|with|that is] [a] [width of] {pixels} [wide|thick]'
 
@@ -38,13 +38,16 @@ def thickness(s: Slots, image: Image.Image, share: float) -> int:
     by = .4 if re.search('thin|narrow|small', s.thick) else 2 if s.thick else 1
     return max(1, round(min(image.size)*share*by))
 
-@operation(f'{{add}} [a|an|the|some] {_THICK} [{{n}} pixels? [wide|thick] [of]] {_THICK} [{{color}}] {_THICK} (border|frame|padding|margins?) {{here}}',
-           f'{{add}} [a|an|some] [{{color}}] (border|frame|padding|margin) {{here}} {_OF_WIDTH} {{here}}', '(frame|border) {it} [in|with] [{color}]')
+@operation(f'{{add}} [a|an|the|some] {_THICK} [{{n}} pixels? [wide|thick] [of]] {_THICK} [{{color}}] {_THICK} '
+           f'(border|frame|padding|margins?) {{here}}',
+           f'{{add}} [a|an|some] [{{color}}] (border|frame|padding|margin) {{here}} {_OF_WIDTH} {{here}}', 
+           '(frame|border) {it} [in|with] [{color}]')
 def _border(im, s):
     width = thickness(s, im, .04)
     if not 1 <= width <= 2*min(im.size): raise ValueError(f'a border of {width} pixels does not suit a picture of {im.width}x{im.height}')
     return on_paper(im, width, width, width, width, s.rgb('white'))
 
+# %% ../../nbs/04_annotate.ipynb #6ecc4851
 @operation('pad {it} [to|into] [a|an] ({ratio}|{square:square}) [with|in] [{color}]')
 def _pad(im, s):
     a, b = map(int, s.ratio.split(':')) if s.ratio else (1, 1)
@@ -52,29 +55,32 @@ def _pad(im, s):
     dx, dy = max(0, round(im.height*a/b) - im.width), max(0, round(im.width*b/a) - im.height)
     return on_paper(im, dx//2, dy//2, dx - dx//2, dy - dy//2, s.rgb('white'))
 
-# %% ../../nbs/04_annotate.ipynb #be8ba9bb
+# %% ../../nbs/04_annotate.ipynb #8aad3d09
 def see_through(image: Image.Image, mask: Image.Image) -> Image.Image:
     "Multiply the alpha channel by a grey mask."
     image = image.convert('RGBA')
     image.putalpha(ImageChops.multiply(image.getchannel('A'), mask))
     return image
 
+# %% ../../nbs/04_annotate.ipynb #d7886b91
 _RADIUS = '[{here}] [with] [a] [radius] [of] [{pixels}] [radius]'
 
-@operation(f'round [off] [the|its] corners {{here}} {_RADIUS}', f'{{add}} (round|rounded) corners {{here}} {_RADIUS}', '[{make}] {it} [the|its] corners {here} (round|rounded)')
+@operation(f'round [off] [the|its] corners {{here}} {_RADIUS}', f'{{add}} (round|rounded) corners {{here}} {_RADIUS}',
+           '[{make}] {it} [the|its] corners {here} (round|rounded)')
 def _rounded(im, s):
     radius = s.number or min(im.size)/10
     mask = Image.new('L', (2*im.width, 2*im.height))        # twice as large, then scaled: a smooth edge
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), 2*min(radius, min(im.size)/2), fill=255)
     return see_through(im, mask.resize(im.size, Image.Resampling.BOX))
 
-@operation('[{make}] {it} [by] [{n} percent|half] (transparent|see through|translucent)', '(set|reduce|lower) [the|its] {what:opacity} {here} to {n} percent')
+@operation('[{make}] {it} [by] [{n} percent|half] (transparent|see through|translucent)',
+           '(set|reduce|lower) [the|its] {what:opacity} {here} to {n} percent')
 def _transparent(im, s):
     share = s.number/100 if s.n else .5
     if not 0 <= share <= 1: raise ValueError('transparency lies between 0 and 100 percent')
     return see_through(im, Image.new('L', im.size, round(255*(share if s.what else 1 - share))))
 
-# %% ../../nbs/04_annotate.ipynb #d0187c00
+# %% ../../nbs/04_annotate.ipynb #42903bea
 _INVISIBLE = {'Cc', 'Cf', 'Mn', 'Zs', 'Zl', 'Zp'}     # controls, joiners, combining marks (shaped with their base), spaces
 _OWN = Path(font_manager.get_font(font_manager.findfont('DejaVu Sans')).fname).parent
 
@@ -95,7 +101,7 @@ def font_for(
     missing = ''.join(sorted(chr(c) for c in need - _characters(own[0])))[:20]
     raise ValueError(f'no installed font has the characters {missing!r}: install one, such as Noto')
 
-# %% ../../nbs/04_annotate.ipynb #4b6925fe
+# %% ../../nbs/04_annotate.ipynb #3cadefb6
 def _wrapped(draw, text, font, width):
     "Lines that fit; words where there are spaces, else characters (Chinese, Japanese)."
     lines = []
@@ -108,6 +114,7 @@ def _wrapped(draw, text, font, width):
         lines.append(line.rstrip())
     return '\n'.join(lines)
 
+# %% ../../nbs/04_annotate.ipynb #7f0e6a98
 def write_text(
     image: Image.Image,
     text: str,
@@ -132,7 +139,7 @@ def write_text(
     draw.multiline_text(at, lines, color, font, align=align, stroke_width=stroke, stroke_fill=dark)
     return image
 
-# %% ../../nbs/04_annotate.ipynb #d6d7de15
+# %% ../../nbs/04_annotate.ipynb #8354bc12
 _NOUN = '(text|caption|title|label|heading|headline|subtitle|words?|annotation|note|inscription|watermark)'
 _SAY = '[that|which] (saying|says|say|reads|reading|with the (text|words)|with|of)'
 _BIG = '[{big:small|tiny|large|big|huge}]'
@@ -147,8 +154,9 @@ def _text(im, s):
     share = {'small': .05, 'tiny': .035, 'large': .15, 'big': .15, 'huge': .22}.get(s.big, .09)
     return write_text(im, s.text[:300], s.point('top' if top else 'bottom'), s.rgb('white'), share, bool(s.bold) or top)
 
-# %% ../../nbs/04_annotate.ipynb #5db3774d
-_LINE = f'[a|an] [{{big:small|tiny|large|big|huge}}] [{{thick:thin|thick|very thick}}] [{{filled:filled|solid}}] [{{color}}] [{{thick:thin|thick|very thick}}]'
+# %% ../../nbs/04_annotate.ipynb #0a80697e
+_THIN = '[{thick:thin|thick|very thick}]'
+_LINE = f'[a|an] {_BIG} {_THIN} [{{filled:filled|solid}}] [{{color}}] {_THIN}'
 
 def draw_over(image: Image.Image, mark) -> Image.Image:
     "`mark(draw, 2)` draws on a transparent layer of twice the size, which is laid over the picture."
@@ -164,6 +172,7 @@ def _frame(im, s, share):
     cx, cy = m + (im.width - 2*m)*x, m + (im.height - 2*m)*y
     return 2*(cx - side/2), 2*(cy - side/2), 2*(cx + side/2), 2*(cy + side/2)
 
+# %% ../../nbs/04_annotate.ipynb #29247893
 def _shape(im, s, method):
     color, width = s.rgb('red'), 2*thickness(s, im, .015)
     fill = color if s.filled else None
@@ -175,12 +184,14 @@ def _circle(im, s): return _shape(im, s, 'ellipse')
 @operation(f'{{add}} {_LINE} (box|rectangle|square) {{place}} {{here}}')
 def _box(im, s): return _shape(im, s, 'rectangle')
 
-# %% ../../nbs/04_annotate.ipynb #bd40d03d
-@operation(f'{{add}} {_LINE} arrow [{{here}}] [that|which] (pointing|points|to|at) {{place}}', f'{{add}} {_LINE} arrow from {{start:(the )?(left|right|top|bottom)}} {{place}}', f'{{add}} {_LINE} arrow {{here}}')
+# %% ../../nbs/04_annotate.ipynb #16999e2c
+@operation(f'{{add}} {_LINE} arrow [{{here}}] [that|which] (pointing|points|to|at) {{place}}',
+           f'{{add}} {_LINE} arrow from {{start:[the] (left|right|top|bottom)}} {{place}}', f'{{add}} {_LINE} arrow {{here}}')
 def _arrow(im, s):
     x, y = (.1 + .8*v for v in s.point())
     start = Slots(dict(place=s.start)).point() if s.start else (x - .35, y - .35) if (x, y) == (.5, .5) else (.5, .5)
-    tip, tail = (2*im.width*x, 2*im.height*y), (2*im.width*(.1 + .8*start[0] if s.start else start[0]), 2*im.height*(.1 + .8*start[1] if s.start else start[1]))
+    if s.start: start = tuple(.1 + .8*v for v in start)
+    tip, tail = (2*im.width*x, 2*im.height*y), (2*im.width*start[0], 2*im.height*start[1])
     angle, width = math.atan2(tip[1] - tail[1], tip[0] - tail[0]), 2*thickness(s, im, .02)
     side = lambda turn: (tip[0] - 4*width*math.cos(angle + turn), tip[1] - 4*width*math.sin(angle + turn))
     neck = tip[0] - 2*width*math.cos(angle), tip[1] - 2*width*math.sin(angle)

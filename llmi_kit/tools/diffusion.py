@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DiffusionBackend', 'DiffusionTool', 'from_profile']
 
-# %% ../../nbs/04_diffusion.ipynb #987c2be2
+# %% ../../nbs/04_diffusion.ipynb #90bf2d88
 import time
 from typing import Protocol
 
@@ -11,13 +11,14 @@ from ..picture import Failure, Picture
 from .image_model import ImageModel
 from .image_server import server_for
 
-# %% ../../nbs/04_diffusion.ipynb #978b846a
+# %% ../../nbs/04_diffusion.ipynb #87e2efbc
 class DiffusionBackend(Protocol):
     key: str    # what determines its pictures besides prompt and seed
     name: str
     def ready(self) -> str | None: ...
     async def generate(self, prompt: str, seed: int = 0) -> Picture | Failure: ...
 
+# %% ../../nbs/04_diffusion.ipynb #333dab2a
 class DiffusionTool:
     "A picture from words."
     def __init__(self,
@@ -39,7 +40,7 @@ class DiffusionTool:
         if isinstance(answer, Failure): return answer.model_copy(update=dict(seconds=taken()))
         return answer.with_origin(tool='diffusion', request=dict(prompt=prompt), seed=seed, title=prompt[:120], seconds=taken())
 
-# %% ../../nbs/04_diffusion.ipynb #723a5334
+# %% ../../nbs/04_diffusion.ipynb #0c762f2f
 def from_profile(profile) -> DiffusionTool:
     "The tool that a profile names; one that says what is missing where it names none."
     missing = (f"no diffusion model in profile '{profile.name}': set diffusion in settings.ini to a model folder, a hub name, "

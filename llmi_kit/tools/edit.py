@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PASSED_ON', 'eight_bit', 'retouch_picture', 'PillowEdits', 'EditBackend', 'EditTool', 'from_profile']
 
-# %% ../../nbs/05_edit.ipynb #543f9faf
+# %% ../../nbs/05_edit.ipynb #f6cd01f2
 import asyncio, time
 from typing import Protocol
 
@@ -14,9 +14,9 @@ from ..picture import MAX_SIDE, Failure, Origin, Picture
 from . import annotate, retouch  # noqa: F401 (they register their operations)
 from .image_model import ImageModel
 from .image_server import server_for
-from .wording import OPERATIONS, read_instruction
+from .wording import read_instruction
 
-# %% ../../nbs/05_edit.ipynb #511758ce
+# %% ../../nbs/05_edit.ipynb #9a84f156
 def eight_bit(image: Image.Image) -> Image.Image:
     "RGB, or RGBA where anything is transparent, of any mode; the first frame of an animation."
     if image.mode in ('RGB', 'RGBA'): return image
@@ -25,7 +25,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
         return image.convert('F').point(lambda v: v*(255/max(high, 1)) + 0).convert('L').convert('RGB')
     return image.convert('RGBA' if 'A' in image.getbands() or 'transparency' in image.info else 'RGB')
 
-# %% ../../nbs/05_edit.ipynb #df4fed5a
+# %% ../../nbs/05_edit.ipynb #4d1aafb9
 def retouch_picture(
     image: Picture,
     instruction: str,
@@ -38,11 +38,12 @@ def retouch_picture(
     try:
         for op, slots in steps:
             pixels = op.apply(pixels, slots)
-            if max(pixels.size) > MAX_SIDE: raise ValueError(f'the picture would become {pixels.width}x{pixels.height}: a side has at most {MAX_SIDE}')
+            w, h = pixels.size
+            if max(w, h) > MAX_SIDE: raise ValueError(f'the picture would become {w}x{h} px: a side has at most {MAX_SIDE}')
     except ValueError as e: return Failure(kind='invalid', message=f'{op.name.replace("_", " ")} is not possible here: {e}')
     return Picture.from_pil(pixels, Origin(tool='edit', backend='pillow'))
 
-# %% ../../nbs/05_edit.ipynb #d32a2ae6
+# %% ../../nbs/05_edit.ipynb #9b8b1866
 class PillowEdits:
     "The documented set of edits (see `OPERATIONS`), on the CPU, in a thread."
     key = 'pillow/1'    # raise the number when an operation's pixels change: cached edits are then made anew
@@ -52,7 +53,7 @@ class PillowEdits:
     async def edit(self, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:
         return await asyncio.to_thread(retouch_picture, image, prompt)
 
-# %% ../../nbs/05_edit.ipynb #8ef4e184
+# %% ../../nbs/05_edit.ipynb #f17c9aed
 class EditBackend(Protocol):
     key: str    # what determines its answers besides the request
     name: str
@@ -61,6 +62,7 @@ class EditBackend(Protocol):
 
 PASSED_ON = ('unsupported', 'unavailable', 'network', 'timeout')
 
+# %% ../../nbs/05_edit.ipynb #b7e954c9
 class EditTool:
     "Change a picture as an instruction says, by the first backend that can."
     def __init__(self,
@@ -76,7 +78,7 @@ class EditTool:
         if missing and not all(missing): return None
         return '; '.join(missing) or 'no edit backend in this profile: set edit = pillow in settings.ini'
 
-# %% ../../nbs/05_edit.ipynb #f608a30b
+# %% ../../nbs/05_edit.ipynb #43ffb82d
 @patch
 async def __call__(self: EditTool,
     image: Picture,
@@ -93,6 +95,7 @@ async def __call__(self: EditTool,
         if answer.kind not in PASSED_ON: break
     return _all_failed(failures, self.ready() or '').model_copy(update=dict(seconds=time.perf_counter() - start))
 
+# %% ../../nbs/05_edit.ipynb #83713daa
 def _credited(answer, source, prompt, seed, seconds):
     o = source.origin
     return answer.with_origin(tool='edit', request=dict(prompt=prompt), seed=seed, seconds=seconds, title=o.title, address=o.address,
@@ -105,7 +108,7 @@ def _all_failed(failures, missing):
     also = ''.join(f'; before that: {f.message}' for f in others)
     return last.model_copy(update=dict(message=last.message + also, transient=any(f.transient for f in failures)))
 
-# %% ../../nbs/05_edit.ipynb #8268608b
+# %% ../../nbs/05_edit.ipynb #8811953d
 def _backends(specs, profile):
     "A backend for each item; addresses that the comma of a list has cut off go back to their `qwen:`."
     joined = []

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'quiet_diffusers', 'tiny_pipeline', 'takes', 'pipeline_for', 'ImageModel', 'call_arguments', 'fitted']
 
-# %% ../../nbs/03_image_model.ipynb #766e8648
+# %% ../../nbs/03_image_model.ipynb #413ed5ae
 import asyncio, hashlib, inspect, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..picture import Failure, Origin, Picture
 
-# %% ../../nbs/03_image_model.ipynb #e7a1374f
+# %% ../../nbs/03_image_model.ipynb #aa363ca2
 def quiet_diffusers():
     "The diffusers module, imported without notes and set to log errors only."
     import transformers, transformers.utils.logging
@@ -25,7 +25,7 @@ def quiet_diffusers():
     diffusers.logging.disable_progress_bar()
     return diffusers
 
-# %% ../../nbs/03_image_model.ipynb #7384c2c4
+# %% ../../nbs/03_image_model.ipynb #8d38a05e
 def _letters():
     "A CLIP tokenizer that knows letters and digits."
     from transformers import CLIPTokenizer
@@ -35,9 +35,10 @@ def _letters():
 def _text_encoder(size):
     from transformers import CLIPTextConfig, CLIPTextModel
     shape = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
-    return CLIPTextModel(CLIPTextConfig(**shape, vocab_size=size, max_position_embeddings=32, bos_token_id=0, eos_token_id=1, pad_token_id=1))
+    return CLIPTextModel(CLIPTextConfig(**shape, vocab_size=size, max_position_embeddings=32, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1))
 
-# %% ../../nbs/03_image_model.ipynb #6cfcd261
+# %% ../../nbs/03_image_model.ipynb #89b2625f
 def tiny_pipeline(
     edits: bool = False,    # InstructPix2Pix, which takes a picture too, instead of Stable Diffusion
 ):
@@ -52,10 +53,11 @@ def tiny_pipeline(
     vae = d.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=('DownEncoderBlock2D',)*2,
                           up_block_types=('UpDecoderBlock2D',)*2, sample_size=32)
     kind = d.StableDiffusionInstructPix2PixPipeline if edits else d.StableDiffusionPipeline
-    return kind(vae=vae, text_encoder=_text_encoder(74), tokenizer=_letters(), unet=unet, scheduler=d.DDIMScheduler(clip_sample=False, steps_offset=1),
+    return kind(vae=vae, text_encoder=_text_encoder(74), tokenizer=_letters(), unet=unet, scheduler=d.DDIMScheduler(clip_sample=False,
+        steps_offset=1),
                 safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-# %% ../../nbs/03_image_model.ipynb #b4314925
+# %% ../../nbs/03_image_model.ipynb #18fb2d4b
 def takes(call, name: str) -> bool: return name in inspect.signature(call).parameters
 
 def pipeline_for(
@@ -72,7 +74,7 @@ def pipeline_for(
     if not edits: return d.AutoPipelineForText2Image, off
     return (d.DiffusionPipeline if saved and takes(saved.__call__, 'image') else d.AutoPipelineForImage2Image), off
 
-# %% ../../nbs/03_image_model.ipynb #5f6e7e2f
+# %% ../../nbs/03_image_model.ipynb #9c2a6dc4
 class ImageModel:
     "A diffusers pipeline that is loaded at the first request."
     def __init__(self,
@@ -96,14 +98,15 @@ class ImageModel:
     def ready(self) -> str | None:
         if (self.folder/'model_index.json').is_file(): return None
         if self.folder.is_dir(): return f'put a model in the diffusers layout (model_index.json) into the folder {self.name}'
-        if not re.fullmatch(r'[\w.-]+/[\w.-]+', self.model): return f'there is no model folder {self.model}: check the profile in settings.ini'
+        if not re.fullmatch(r'[\w.-]+/[\w.-]+', self.model):
+            return f'there is no model folder {self.model}: check the profile in settings.ini'
         if os.environ.get('HF_HUB_OFFLINE') and not _in_cache(self.model): return f'download the model first: hf download {self.model}'
 
 def _in_cache(model):
     from huggingface_hub import try_to_load_from_cache
     return isinstance(try_to_load_from_cache(model, 'model_index.json'), str)
 
-# %% ../../nbs/03_image_model.ipynb #01023eb9
+# %% ../../nbs/03_image_model.ipynb #aeedc0a2
 @patch(as_prop=True)
 def key(self: ImageModel) -> str:
     "Changes with the files of the model, the settings and the kind of device."
@@ -112,7 +115,7 @@ def key(self: ImageModel) -> str:
     state = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12] if files else 'hub'
     return f'diffusers:{self.name}@{state}/{self.size}/{self.steps}/{self.guidance}/{self.device}'
 
-# %% ../../nbs/03_image_model.ipynb #85b7ecd9
+# %% ../../nbs/03_image_model.ipynb #4ed77b84
 @patch
 def _pipeline(self: ImageModel, **where):
     import torch
@@ -120,6 +123,7 @@ def _pipeline(self: ImageModel, **where):
     loader, off = pipeline_for(source, self.edits, **where)
     return loader.from_pretrained(source, dtype=torch.bfloat16 if self.device == 'cuda' else torch.float32, **off, **where)
 
+# %% ../../nbs/03_image_model.ipynb #473ca805
 @patch
 def load(self: ImageModel):
     "The pipeline, loaded once: bf16 on a GPU, fp32 elsewhere; parts wait in main memory where the GPU can't hold them all."
@@ -138,14 +142,14 @@ def load(self: ImageModel):
     self.pipe = pipe
     return pipe
 
-# %% ../../nbs/03_image_model.ipynb #5e3411f1
+# %% ../../nbs/03_image_model.ipynb #fdc832c2
 def call_arguments(pipe, prompt: str, image: Image.Image | None, seed: int, **settings) -> dict:
     "What `pipe(...)` takes of a request; settings that are None are left to the pipeline."
     import torch
     given = dict(prompt=prompt, image=image, generator=torch.Generator('cpu').manual_seed(seed % 2**63), **settings)
     return {k: v for k, v in given.items() if v is not None and takes(pipe.__call__, k)}
 
-# %% ../../nbs/03_image_model.ipynb #bfc04045
+# %% ../../nbs/03_image_model.ipynb #2af11c33
 LONGEST = 1024      # px: what image-to-image models are trained at, at most
 
 def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
@@ -156,7 +160,7 @@ def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
     by = min(1, LONGEST/max(image.size))
     return image.resize([max(multiple, round(s*by/multiple)*multiple) for s in image.size], Image.Resampling.LANCZOS)
 
-# %% ../../nbs/03_image_model.ipynb #ac706b63
+# %% ../../nbs/03_image_model.ipynb #b065ccc7
 class _Stopped(Exception): "Nobody waits for this picture any more."
 
 @patch
@@ -170,25 +174,28 @@ def _draw(self: ImageModel, prompt, image, seed, stop):
     source = None if image is None else image.pil()
     if stop.is_set(): raise _Stopped
     with torch.inference_mode():
-        drawn = pipe(**call_arguments(pipe, prompt, source and fitted(source), seed, num_inference_steps=self.steps, guidance_scale=self.guidance,
-                                      width=width, height=height, callback_on_step_end=on_step)).images[0]
+        settings = dict(num_inference_steps=self.steps, guidance_scale=self.guidance, width=width, height=height)
+        drawn = pipe(**call_arguments(pipe, prompt, source and fitted(source), seed, **settings, callback_on_step_end=on_step)).images[0]
     return drawn.resize(source.size, Image.Resampling.LANCZOS) if source and max(source.size) <= LONGEST else drawn
 
+# %% ../../nbs/03_image_model.ipynb #4695c344
 @patch
 def _failed(self: ImageModel, e) -> Failure:
     "What an exception of loading or drawing means to us."
     import torch
     if isinstance(e, torch.OutOfMemoryError) or 'allocate memory' in str(e) or 'out of memory' in str(e):
         if torch.cuda.is_available(): torch.cuda.empty_cache()
-        return Failure(kind='unavailable', message=f'{self.name} needs more memory than {self.device} has left: choose a smaller model or picture')
+        why = f'needs more memory than {self.device} has left: choose a smaller model or picture'
+        return Failure(kind='unavailable', message=f'{self.name} {why}')
     if self.pipe is not None: return Failure(kind='internal', message=f'{self.name} failed while drawing ({_brief(e)})')
     if isinstance(e, OSError) and not self.folder.is_dir():
-        return Failure(kind='unavailable', message=f'the model {self.name} is neither a folder nor cached, and the hub was not reached: hf download {self.name}')
+        why = f'is neither a folder nor cached, and the hub was not reached: hf download {self.name}'
+        return Failure(kind='unavailable', message=f'the model {self.name} {why}')
     return Failure(kind='unavailable', message=f'the model {self.name} can not be loaded ({_brief(e)}): check its folder')
 
 def _brief(e): return f'{type(e).__name__}: {" ".join(re.sub(r"(/[^/ ]+)+/", "", str(e)).split())[:150]}'
 
-# %% ../../nbs/03_image_model.ipynb #c75f6316
+# %% ../../nbs/03_image_model.ipynb #a91507ea
 @patch
 def _make(self: ImageModel, prompt, image, seed, stop):
     if missing := self.ready(): return Failure(kind='unavailable', message=missing)
@@ -197,6 +204,7 @@ def _make(self: ImageModel, prompt, image, seed, stop):
     except Exception as e: return self._failed(e)     # pipelines raise almost anything on files that are not theirs
     return Picture.from_pil(drawn, Origin(tool='', backend=self.name, seed=seed))
 
+# %% ../../nbs/03_image_model.ipynb #0de7713d
 @patch
 async def _run(self: ImageModel, prompt, image, seed):
     stop = threading.Event()

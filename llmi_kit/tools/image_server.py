@@ -4,9 +4,9 @@
 __all__ = ['MAX_ANSWER', 'REST', 'decoded', 'shown', 'picture_in', 'status_failure', 'json_of', 'ImagesAPI', 'Server',
            'QwenServers', 'server_for']
 
-# %% ../../nbs/03_image_server.ipynb #8b479fb2
+# %% ../../nbs/03_image_server.ipynb #0c80c4cc
 import asyncio, base64, binascii, json, os, re, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx, openai
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..picture import MAX_BYTES, Failure, Origin, Picture
 from .fetch import get_picture, web
 
-# %% ../../nbs/03_image_server.ipynb #69addbf6
+# %% ../../nbs/03_image_server.ipynb #61f2399f
 def decoded(text) -> bytes | None:
     "The bytes of base64, with or without the head of a data URI; None if it is something else."
     try: return base64.b64decode(text.rpartition(',')[2], validate=True)
@@ -26,7 +26,7 @@ def shown(url: str) -> str:
     parts = urlsplit(url)
     return f'{parts.hostname}:{parts.port}' if parts.port else parts.hostname or url
 
-# %% ../../nbs/03_image_server.ipynb #5add3bc6
+# %% ../../nbs/03_image_server.ipynb #f384b772
 def _broken(who, what): return Failure(kind='network', message=f'the image server {who} {what}: check that it is the right address')
 
 def _first_picture(answer, who):
@@ -44,6 +44,7 @@ def _brief(why):
     text = ' '.join(str(why).split())[:200]
     return re.sub(r'\b(sk|pk|key|Bearer)[-_ ][\w.*-]{6,}', '***', text)
 
+# %% ../../nbs/03_image_server.ipynb #266d29d7
 async def _loaded(url, origin, server):
     "The picture at an address that a server gave: its own, or any public one."
     own = urlsplit(url)[:2] == urlsplit(server)[:2]
@@ -69,8 +70,14 @@ async def picture_in(
     if isinstance(picture, Picture): return picture
     return picture.model_copy(update=dict(kind='network', message=f'the image server {who} sent no usable picture: {picture.message}'))
 
-# %% ../../nbs/03_image_server.ipynb #e53e40ec
+# %% ../../nbs/03_image_server.ipynb #ad9e40c6
 _POLICY = re.compile(r'moderation|content[ _]?policy|safety|sensitive|policyviolation|policy_violation|risk', re.I)
+
+def _said(answer):
+    "(the server's words, its error code) of an error in either protocol."
+    error = answer.get('error', answer) if isinstance(answer, dict) else answer
+    if not isinstance(error, dict): return error, ''
+    return error.get('message') or error.get('detail') or error, str(error.get('code') or '')
 
 def status_failure(
     status: int,
@@ -80,21 +87,20 @@ def status_failure(
     key_name: str = '',     # the environment variable that holds the key
 ) -> Failure:
     "What an error status of either protocol means to us."
-    error = answer.get('error', answer) if isinstance(answer, dict) else answer
-    why = error.get('message') or error.get('detail') or error if isinstance(error, dict) else error
-    code = str(error.get('code') or '') if isinstance(error, dict) else ''
-    said = f'the image server {who} answered {status}'
+    (why, code), said = _said(answer), f'the image server {who} answered {status}'
     if status in (401, 403) and not _POLICY.search(code):
-        return Failure(kind='unavailable', message=f'{said}: set a key that it accepts in the environment variable {key_name or "of the profile"}')
+        variable = f'the environment variable {key_name}' if key_name else "the profile's environment variable"
+        return Failure(kind='unavailable', message=f'{said}: set a key that it accepts in {variable}')
     if 'quota' in f'{code} {why}' or status == 402: return Failure(kind='unavailable', message=f'{said}: the account has no credit left')
     if status == 429 or status >= 500:
         wait = float(retry_after) if re.fullmatch(r'\d+(\.\d+)?', retry_after or '') else None
         return Failure(kind='network', message=f'{said}: {_brief(why)}', transient=True, retry_after=wait)
-    if status < 500 and _POLICY.search(f'{code} {why}'): return Failure(kind='refused', message=f'{said} and refused the request: {_brief(why)}')
+    if status < 500 and _POLICY.search(f'{code} {why}'): return Failure(kind='refused',
+        message=f'{said} and refused the request: {_brief(why)}')
     if status in (404, 405): return Failure(kind='unavailable', message=f'{said}: check the address and the name of the model')
     return Failure(kind='invalid', message=f'{said}: {_brief(why)}')
 
-# %% ../../nbs/03_image_server.ipynb #03ccedf6
+# %% ../../nbs/03_image_server.ipynb #4cce0d72
 MAX_ANSWER = MAX_BYTES*4//3 + 100_000       # base64 of the largest picture taken, and some JSON around it
 
 async def json_of(pieces, who: str, limit: int = MAX_ANSWER):
@@ -106,7 +112,7 @@ async def json_of(pieces, who: str, limit: int = MAX_ANSWER):
     try: return json.loads(data)
     except ValueError: return _broken(who, 'did not answer in JSON')
 
-# %% ../../nbs/03_image_server.ipynb #10d0c6a3
+# %% ../../nbs/03_image_server.ipynb #463e93d1
 class ImagesAPI:
     "An OpenAI-compatible images endpoint, by the official client."
     def __init__(self,
@@ -124,13 +130,18 @@ class ImagesAPI:
 
     def ready(self) -> str | None:
         if self.base_url or os.environ.get(self.key_name): return None
-        return f'set the environment variable {self.key_name or "that images_key names"} for {self.name}, or images_server in settings.ini'
+        variable = self.key_name or 'that images_key names'
+        return f'set the environment variable {variable} for {self.name}, or images_server in settings.ini'
 
-# %% ../../nbs/03_image_server.ipynb #b822b928
-def _unreachable(who): return Failure(kind='network', message=f'the image server {who} can not be reached: check that it runs', transient=True)
+# %% ../../nbs/03_image_server.ipynb #b51f42b2
+def _unreachable(who):
+    return Failure(kind='network', message=f'the image server {who} can not be reached: check that it runs', transient=True)
+
 def _late(who, seconds):
-    return Failure(kind='timeout', message=f'the image server {who} did not answer in {seconds:.3g} s: raise tool_seconds in settings.ini', transient=True)
+    why = f'did not answer in {seconds:.3g} s: raise tool_seconds in settings.ini'
+    return Failure(kind='timeout', message=f'the image server {who} {why}', transient=True)
 
+# %% ../../nbs/03_image_server.ipynb #2826c10e
 def _unknown_extra(error, extras):
     "The one of `extras` that a server says it doesn't know, if any."
     body = error.body if isinstance(error.body, dict) else {}
@@ -158,18 +169,21 @@ async def _answer(self: ImagesAPI, client, prompt, image, seed):
             elif image and e.status_code in (404, 405) and not self._edits_by_generation: self._edits_by_generation = True
             else: return status_failure(e.status_code, e.body, self.name, e.response.headers.get('retry-after'), self.key_name)
 
+# %% ../../nbs/03_image_server.ipynb #a2c013bd
 @patch
 async def _picture(self: ImagesAPI, prompt, image, seed):
     if missing := self.ready(): return Failure(kind='unavailable', message=missing)
     key = os.environ.get(self.key_name) or 'none'       # a local server needs no key; the client wants one
     try:
-        async with asyncio.timeout(self.seconds), openai.AsyncOpenAI(api_key=key, base_url=self.base_url or None, max_retries=0) as client:
+        async with asyncio.timeout(self.seconds), openai.AsyncOpenAI(api_key=key, base_url=self.base_url or None,
+            max_retries=0) as client:
             answer = await self._answer(client, prompt, image, seed)
             if isinstance(answer, Failure): return answer
             return await picture_in(answer, Origin(tool='', backend=self.name), self.name, self.base_url)
     except (TimeoutError, openai.APITimeoutError): return _late(self.name, self.seconds)
     except openai.APIError: return _unreachable(self.name)
 
+# %% ../../nbs/03_image_server.ipynb #c8961258
 @patch
 async def generate(self: ImagesAPI, prompt: str, seed: int = 0) -> Picture | Failure:
     "A picture from words (`POST /images/generations`)."
@@ -180,7 +194,7 @@ async def edit(self: ImagesAPI, image: Picture, prompt: str, seed: int = 0) -> P
     "A changed picture (`POST /images/edits`; where a server lacks it, as Ark does, a generation with an image)."
     return await self._picture(prompt, image, seed)
 
-# %% ../../nbs/03_image_server.ipynb #650a8aed
+# %% ../../nbs/03_image_server.ipynb #71fb4646
 REST = 30.      # seconds that a server which failed is left alone, if it doesn't say how long
 
 @dataclass
@@ -191,6 +205,7 @@ class Server:
     served: int = 0
     rests_until: float = 0.
 
+# %% ../../nbs/03_image_server.ipynb #0034d898
 class QwenServers:
     "Servers of the Qwen-Image protocol, used as one."
     def __init__(self,
@@ -211,7 +226,7 @@ class QwenServers:
         now = self.clock()
         return sorted(self.servers, key=lambda s: (max(0., s.rests_until - now), s.busy, s.served))
 
-# %% ../../nbs/03_image_server.ipynb #18389a36
+# %% ../../nbs/03_image_server.ipynb #79b12233
 @patch
 def ready(self: QwenServers) -> str | None:
     "Ask every server for its health; None if any is well."
@@ -231,7 +246,7 @@ async def info(self: QwenServers) -> dict[str, dict | None]:
             except (httpx.HTTPError, httpx.InvalidURL, ValueError): return None
         return {shown(s.url): a for s, a in zip(self.servers, await asyncio.gather(*map(ask, self.servers)), strict=True)}
 
-# %% ../../nbs/03_image_server.ipynb #c735810c
+# %% ../../nbs/03_image_server.ipynb #a3471153
 @patch
 async def _try(self: QwenServers, server, path, body, seconds):
     "One request to one server."
@@ -240,12 +255,14 @@ async def _try(self: QwenServers, server, path, body, seconds):
         async with asyncio.timeout(seconds), httpx.AsyncClient(timeout=httpx.Timeout(seconds, connect=5)) as client:
             async with client.stream('POST', server.url + path, json=body) as r:
                 answer = await json_of(r.aiter_bytes(), who)
-                if not r.is_success: return status_failure(r.status_code, answer if isinstance(answer, dict) else '', who, r.headers.get('retry-after'))
+                words = answer if isinstance(answer, dict) else ''
+                if not r.is_success: return status_failure(r.status_code, words, who, r.headers.get('retry-after'))
         if isinstance(answer, Failure): return answer
         return await picture_in(answer, Origin(tool='', backend=f'qwen-image at {who}'), who, server.url)
     except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout): return _late(who, seconds)
     except (httpx.HTTPError, httpx.InvalidURL): return _unreachable(who)
 
+# %% ../../nbs/03_image_server.ipynb #ebc92bbc
 @patch
 async def _served(self: QwenServers, server, path, body, seconds):
     "`_try`, with the books kept."
@@ -266,23 +283,24 @@ async def _ask(self: QwenServers, path, body):
         if isinstance(answer, Picture) or answer.kind in ('refused', 'invalid'): return answer
         tried.append(left[0]); failures.append(answer)
     if not failures: return Failure(kind='unavailable', message=self.ready())
-    return failures[-1].model_copy(update=dict(message='; '.join(f.message for f in failures), transient=any(f.transient for f in failures)))
+    return failures[-1].model_copy(update=dict(message='; '.join(f.message for f in failures),
+        transient=any(f.transient for f in failures)))
 
-# %% ../../nbs/03_image_server.ipynb #a54e461a
+# %% ../../nbs/03_image_server.ipynb #970de4d9
 @patch
-async def generate(self: QwenServers, prompt: str, seed: int = 0) -> Picture | Failure:
+async def generate(self: QwenServers, prompt: str, seed: int = 0) -> Picture | Failure:  # noqa: F811
     "A picture from words (`POST /generate/`)."
     width, height = self.size
     return await self._ask('/generate/', dict(prompt=prompt, height=height, width=width, num_inference_steps=self.steps[0],
                                               guidance_scale=self.guidance, num_images_per_prompt=1, seed=seed % 2**31))
 
 @patch
-async def edit(self: QwenServers, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:
+async def edit(self: QwenServers, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:  # noqa: F811
     "A changed picture (`POST /edit/`)."
     data = base64.b64encode(image.data).decode()
     return await self._ask('/edit/', dict(image_b64=data, prompt=prompt, num_inference_steps=self.steps[1], seed=seed % 2**31))
 
-# %% ../../nbs/03_image_server.ipynb #d16718be
+# %% ../../nbs/03_image_server.ipynb #04c8f1f8
 def server_for(
     spec: str,      # openai:MODEL or qwen:URL,URL
     profile,        # with images_server, images_key and tool_seconds

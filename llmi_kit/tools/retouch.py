@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SHARES', 'FACTORS', 'keep_alpha', 'premultiplied', 'crop_to', 'resized']
 
-# %% ../../nbs/04_retouch.ipynb #c40dfc02
+# %% ../../nbs/04_retouch.ipynb #784f6019
 import random, re
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOp
 from ..picture import MAX_SIDE
 from .wording import Slots, level, look, operation
 
-# %% ../../nbs/04_retouch.ipynb #4e05f720
+# %% ../../nbs/04_retouch.ipynb #c39781fa
 def keep_alpha(image: Image.Image, change) -> Image.Image:
     "Apply `change` to the colours (RGB) alone."
     if image.mode != 'RGBA': return change(image).convert('RGB')
@@ -20,7 +20,7 @@ def keep_alpha(image: Image.Image, change) -> Image.Image:
     result.putalpha(image.getchannel('A'))
     return result
 
-# %% ../../nbs/04_retouch.ipynb #9fbbac82
+# %% ../../nbs/04_retouch.ipynb #0cd55f71
 @operation(*look('black and white', 'gray ?scale', 'gray', 'shades of gray', 'monochrome', 'monochromatic', 'colorless'),
            '(remove|drop|strip|take out) [all] [of] [the|its|any] colors? {here}', 'grayscale {it}',
            'desaturate {it} (completely|fully|entirely)', '(completely|fully|entirely) desaturate {it}')
@@ -39,7 +39,7 @@ def _solarize(im, s): return keep_alpha(im, ImageOps.solarize)
 @operation(*look('embossed', 'emboss', 'embossing'), 'emboss {it}')
 def _emboss(im, s): return keep_alpha(im, lambda i: i.filter(ImageFilter.EMBOSS))
 
-# %% ../../nbs/04_retouch.ipynb #f4ca5a04
+# %% ../../nbs/04_retouch.ipynb #549aaf3d
 @operation(*look('edge map', 'outlines?', 'edge detection', 'edges', 'line drawing'), 'outline {it}',
            '(detect|find|trace|show|keep|extract) [only] [the|its] [all] (edges|outlines|contours) {here}')
 def _edges(im, s):
@@ -54,12 +54,13 @@ def _sketch(im, s):
         return Image.fromarray(np.clip(255*(gray + 8)/(soft + 8) - 10, 0, 255).astype('uint8'))
     return keep_alpha(im, draw)
 
-# %% ../../nbs/04_retouch.ipynb #cb19767d
+# %% ../../nbs/04_retouch.ipynb #0981044d
 @operation(*level('brightness|exposure', 'brighter|lighter|more bright', 'darker|dimmer|less bright'),
            '{amount} ({up:brighten|lighten}|{down:darken|dim}) [up] {it} [up] {amount} {by}')
 def _brightness(im, s): return keep_alpha(im, lambda i: ImageEnhance.Brightness(i).enhance(s.factor()))
 
-@operation(*level('contrast', 'more contrasty|more contrasted|higher contrast|high contrast', 'less contrasty|lower contrast|low contrast'))
+@operation(*level('contrast', 'more contrasty|more contrasted|higher contrast|high contrast',
+           'less contrasty|lower contrast|low contrast'))
 def _contrast(im, s): return keep_alpha(im, lambda i: ImageEnhance.Contrast(i).enhance(s.factor(.4)))
 
 @operation(*level('saturation|color saturation|vibrance|vibrancy|color intensity|colors',
@@ -72,16 +73,19 @@ def _saturation(im, s): return keep_alpha(im, lambda i: ImageEnhance.Color(i).en
            '{amount} {up:sharpen} [up] {it} [the] [details|edges] {amount} {by}')
 def _sharpen(im, s): return keep_alpha(im, lambda i: ImageEnhance.Sharpness(i).enhance(s.factor(2)))
 
-# %% ../../nbs/04_retouch.ipynb #13072e50
+# %% ../../nbs/04_retouch.ipynb #e48c2292
 _FIX, _FIXED = '(improve|adjust|fix|correct|enhance)', '(colors?|contrast|levels|exposure|histogram|white balance)'
 
-@operation('(auto ?contrast|auto ?levels) {it}', f'{_FIX} [the|its] {_FIXED} {{here}} automatically', f'automatically {_FIX} [the|its] {_FIXED} {{here}}',
+@operation('(auto ?contrast|auto ?levels) {it}', f'{_FIX} [the|its] {_FIXED} {{here}} automatically',
+           f'automatically {_FIX} [the|its] {_FIXED} {{here}}',
            f'(equali.e|normali.e|balance|stretch) {{it}} [the|its] [{_FIXED}] {{here}}')
 def _normalize(im, s): return keep_alpha(im, lambda i: ImageOps.autocontrast(i, cutoff=.5))
 
-# %% ../../nbs/04_retouch.ipynb #d898fc6e
-@operation('[{make}] {it} [the|its] [colors?] {here} [look|appear|feel] [a] {amount} ({up:warmer|warm}|{down:cooler|colder}) {kind} {amount}',
-           '{add} [a|an|some] {amount} ({up:warm|warmer}|{down:cool|cooler|cold}) (tones?|tint|look|feel|filter|color tone|light|glow) {here} {amount}',
+# %% ../../nbs/04_retouch.ipynb #3e56c721
+@operation('[{make}] {it} [the|its] [colors?] {here} [look|appear|feel] [a] {amount} ({up:warmer|warm}|{down:cooler|colder}) {kind} '
+           '{amount}',
+           '{add} [a|an|some] {amount} ({up:warm|warmer}|{down:cool|cooler|cold}) (tones?|tint|look|feel|filter|color tone|light|glow) '
+               '{here} {amount}',
            '{amount} ({up:warm}|{down:cool}) [up|down] {it} [the|its] [colors] {here} {amount}',
            '({up}|{down}) [the] (warmth|color temperature) {here} {amount} {by}')
 def _warmth(im, s):
@@ -90,14 +94,15 @@ def _warmth(im, s):
     gains = 1 + change, 1 + change/4, 1 - change    # red, green, blue
     return keep_alpha(im, lambda i: Image.merge('RGB', [c.point(gain(g)) for c, g in zip(i.split(), gains, strict=True)]))
 
-@operation('{add} [a|an|some] {amount} {color} (tint|color tint|tone|color tone|cast|color cast|overlay|color overlay|filter|hue|wash) {here} {amount}',
+@operation('{add} [a|an|some] {amount} {color} (tint|color tint|tone|color tone|cast|color cast|overlay|color overlay|filter|hue|wash) '
+           '{here} {amount}',
            '{amount} (tint|tone) {it} [in|with|to] [a] {amount} {color} {amount}')
 def _tint(im, s):
     "Mix with the colour's multiple: shadows stay dark, lights take the tint."
     mixed = lambda i: Image.blend(i, ImageChops.multiply(i, Image.new('RGB', i.size, s.rgb('orange'))), min(1, .5*s.strength))
     return keep_alpha(im, mixed)
 
-# %% ../../nbs/04_retouch.ipynb #46774e8e
+# %% ../../nbs/04_retouch.ipynb #0788a69c
 def premultiplied(image: Image.Image, change) -> Image.Image:
     "Apply a `change` that mixes neighbouring pixels, without the colour of invisible ones."
     return change(image.convert('RGBa')).convert('RGBA') if image.mode == 'RGBA' else change(image)
@@ -111,7 +116,7 @@ def _blur(im, s):
     if radius > 200: raise ValueError(f'a blur radius of {radius:g} pixels is too much: at most 200')
     return premultiplied(im, lambda i: i.filter(ImageFilter.GaussianBlur(radius)))
 
-# %% ../../nbs/04_retouch.ipynb #05f8cd18
+# %% ../../nbs/04_retouch.ipynb #682cbb9b
 @operation(*look('pixelated', 'pixelation', 'pixel art', 'mosaic', 'pixel'), 'pixelate {it} {amount}',
            'pixelate {it} (with|using|into|by) {n} pixels? [blocks|squares]',
            'pixelate {it} (with|using|into|to) [a] (blocks|squares|block size|block) of {pixels}')
@@ -122,14 +127,16 @@ def _pixelate(im, s):
     return premultiplied(im, lambda i: i.resize(small, Image.Resampling.BOX).resize(im.size, Image.Resampling.NEAREST))
 
 @operation(*look('posterized?', 'poster', 'posterization'), 'posterize {it}',
-           '(posterize|reduce|limit|quantize) {it} [the|its] [number of] [colors] {here} (to|with|into|using) [just|only] {n} (levels|colors|tones|shades)')
+           '(posterize|reduce|limit|quantize) {it} [the|its] [number of] [colors] {here} (to|with|into|using) [just|only] {n} '
+               '(levels|colors|tones|shades)')
 def _posterize(im, s):
     colors = int(s.number or 8)
     if not 2 <= colors <= 256: raise ValueError(f'{colors} colours can not be done: ask for 2 to 256')
     return keep_alpha(im, lambda i: i.quantize(colors, dither=Image.Dither.NONE).convert('RGB'))
 
-# %% ../../nbs/04_retouch.ipynb #59cf257a
-@operation('{add} [a|an|some] {amount} [film] (grain|noise|graininess) [effect] {here} {amount}', '[{make}] {it} [look] {amount} (grainy|grainier|noisy|noisier)')
+# %% ../../nbs/04_retouch.ipynb #976291d0
+@operation('{add} [a|an|some] {amount} [film] (grain|noise|graininess) [effect] {here} {amount}',
+           '[{make}] {it} [look] {amount} (grainy|grainier|noisy|noisier)')
 def _grain(im, s):
     noise = Image.frombytes('L', im.size, random.Random(0).randbytes(im.width*im.height)).convert('RGB')
     return keep_alpha(im, lambda i: Image.blend(i, ImageChops.overlay(i, noise), .2*s.strength))
@@ -140,7 +147,7 @@ def _vignette(im, s):
     shade = Image.radial_gradient('L').point(darken).resize(im.size, Image.Resampling.BICUBIC)
     return keep_alpha(im, lambda i: ImageChops.multiply(i, shade.convert('RGB')))
 
-# %% ../../nbs/04_retouch.ipynb #2714cc8f
+# %% ../../nbs/04_retouch.ipynb #4b8cd5b2
 def crop_to(
     image: Image.Image,
     width: float, height: float,        # px
@@ -153,8 +160,9 @@ def crop_to(
     left, top = round((image.width - w)*x), round((image.height - h)*y)
     return image.crop((left, top, left + w, top + h))
 
-# %% ../../nbs/04_retouch.ipynb #05dbab88
-@operation('crop {it} [to|into|as] [a|the] [center|central] square [shape|format|crop|aspect ratio] [from|at|around] [the] [center]', '[{make}] {it} square')
+# %% ../../nbs/04_retouch.ipynb #b6eca527
+@operation('crop {it} [to|into|as] [a|the] [center|central] square [shape|format|crop|aspect ratio] [from|at|around] [the] [center]',
+           '[{make}] {it} square')
 def _crop_square(im, s): return crop_to(im, min(im.size), min(im.size))
 
 @operation('crop {it} [to|into] [a|the] [center|perfect] circle', '[{make}] {it} [into] [a] (round|circular|circle)')
@@ -165,7 +173,8 @@ def _crop_circle(im, s):
     im.putalpha(ImageChops.multiply(im.getchannel('A'), mask.resize(im.size, Image.Resampling.BOX)))
     return im
 
-@operation('(crop|trim) {it} [down] [to|into] [be] [a|the] [center|central] [size of] {size} [square|rectangle|area|region] [at|from|around|in] [the] [center]')
+@operation('(crop|trim) {it} [down] [to|into] [be] [a|the] [center|central] [size of] {size} [square|rectangle|area|region] '
+           '[at|from|around|in] [the] [center]')
 def _crop_size(im, s): return crop_to(im, *map(int, s.size.split('x')))
 
 @operation('crop {it} [to|into] [a|an|the] [aspect ratio of|ratio of] {ratio} [aspect|format] [ratio]', '[{make}] {it} {ratio}')
@@ -174,12 +183,14 @@ def _crop_ratio(im, s):
     if not (b and .05 <= a/b <= 20): raise ValueError(f'{s.ratio} is not a usable aspect ratio: ask for something like 16:9')
     return crop_to(im, min(im.width, im.height*a/b), min(im.height, im.width*b/a))
 
-# %% ../../nbs/04_retouch.ipynb #c06dd9de
-_SIDE = '{side:top left|top right|bottom left|bottom right|upper left|upper right|lower left|lower right|left|right|top|bottom|upper|lower|center|central|middle}'
+# %% ../../nbs/04_retouch.ipynb #1ad310dd
+_SIDE = ('{side:top left|top right|bottom left|bottom right|upper left|upper right|lower left|lower right|'
+         'left|right|top|bottom|upper|lower|center|central|middle}')
 _SHARE = '({share:half|third|quarter|two thirds|three quarters}|{n} percent|part|area|region|corner|quadrant)'
 SHARES = {'half': 1/2, 'third': 1/3, 'quarter': 1/4, 'two thirds': 2/3, 'three quarters': 3/4}
 
-@operation(f'(crop|trim) {{it}} [down] [to] [only] [the|its] {_SIDE} [{_SHARE}] [of] {{it}}', f'(keep|show) only [the|its] {_SIDE} [{_SHARE}] [of] {{it}}',
+@operation(f'(crop|trim) {{it}} [down] [to] [only] [the|its] {_SIDE} [{_SHARE}] [of] {{it}}',
+           f'(keep|show) only [the|its] {_SIDE} [{_SHARE}] [of] {{it}}',
            f'(crop|zoom) [in] {{it}} (to|on|into|in on) [only] [the|its] {_SIDE} [part|area] [of] {{it}}')
 def _crop_part(im, s):
     share = s.number/100 if s.n else SHARES.get(s.share, 1/2)
@@ -190,39 +201,46 @@ def _crop_part(im, s):
     x, y = Slots(dict(place=s.side)).point()
     return crop_to(im, im.width*(share if across or both else 1), im.height*(share if down or both else 1), x, y)
 
-# %% ../../nbs/04_retouch.ipynb #7953610c
+# %% ../../nbs/04_retouch.ipynb #1357c6d4
 @operation('(crop|trim|cut|cut off|crop off|trim off|remove) [{it}] [by] {n} {unit:pixels?|percent} (from|off|at|on) [the|its] '
            '{side:left|right|top|bottom|each side|all sides|every side|all edges|the sides} [side|edge] {here}')
 def _crop_margin(im, s):
     w, h = im.size
     dx, dy = (s.number*w/100, s.number*h/100) if s.unit == 'percent' else (s.number, s.number)
     every = re.search('each|all|every|sides', s.side)
-    left, top, right, bottom = (round(d)*bool(every or side in s.side) for d, side in ((dx, 'left'), (dy, 'top'), (dx, 'right'), (dy, 'bottom')))
-    if left + right >= w or top + bottom >= h or s.number < 0: raise ValueError(f'{s.n} {s.unit} can not be cut from a picture of {w}x{h}')
+    left, top, right, bottom = (round(d)*bool(every or side in s.side) for d, side in ((dx, 'left'), (dy, 'top'), (dx, 'right'), (dy,
+        'bottom')))
+    if left + right >= w or top + bottom >= h or s.number < 0: raise ValueError(f'{s.n} {s.unit} can not be cut from a picture of '
+        f'{w}x{h}')
     return im.crop((left, top, w - right, h - bottom))
 
-# %% ../../nbs/04_retouch.ipynb #43512410
+# %% ../../nbs/04_retouch.ipynb #ec740c84
 _TURN = '{side:left|right|clockwise|counter ?clockwise|anti ?clockwise}'
 
-@operation(f'(rotate|turn) {{it}} [by] [{{n}} degrees?] [to|towards] [the] [{_TURN}]', f'(rotate|turn) {{it}} {_TURN} [by] {{n}} degrees?',
-           '(rotate|turn|flip) {it} {side:upside down|by half a turn|half a turn|around}', f'(rotate|turn) {{it}} [by] a quarter turn [to] [the] [{_TURN}]')
+@operation(f'(rotate|turn) {{it}} [by] [{{n}} degrees?] [to|towards] [the] [{_TURN}]',
+           f'(rotate|turn) {{it}} {_TURN} [by] {{n}} degrees?',
+           '(rotate|turn|flip) {it} {side:upside down|by half a turn|half a turn|around}', f'(rotate|turn) {{it}} [by] a quarter turn '
+               f'[to] [the] [{_TURN}]')
 def _rotate(im, s):
     if re.search('upside|half|around', s.side): degrees = 180
     else: degrees = (s.number if s.n else 90) * (-1 if re.search('left|counter|anti', s.side) else 1)
     if degrees % 90 == 0: return im.rotate(-degrees, expand=True)
     paper = (255, 255, 255, 0)[:len(im.getbands())]
-    return premultiplied(im, lambda i: i.rotate(-degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(0, 0, 0, 0) if i.mode == 'RGBa' else paper))
+    return premultiplied(im, lambda i: i.rotate(-degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(0, 0, 0,
+        0) if i.mode == 'RGBa' else paper))
 
-# %% ../../nbs/04_retouch.ipynb #56c2a44f
+# %% ../../nbs/04_retouch.ipynb #f69a58ce
 _OVER = ('vertically', 'vertical', 'top to bottom', 'horizontal axis', 'upside down')     # these turn the picture on its head
-_AXIS = '{axis:horizontally and vertically|horizontally|left to right|left right|right to left|horizontal|vertical axis|' + '|'.join(_OVER) + '}'
+_AXIS = ('{axis:horizontally and vertically|horizontally|left to right|left right|right to left|horizontal|vertical axis|'
+         + '|'.join(_OVER) + '}')
 
-@operation(f'(flip|mirror|reflect) {{it}} [from|along|across|around] [the|its] [{_AXIS}]', '{add} [a] [{axis:horizontal|vertical}] (flip|mirror|mirroring) [effect] {here}')
+@operation(f'(flip|mirror|reflect) {{it}} [from|along|across|around] [the|its] [{_AXIS}]',
+           '{add} [a] [{axis:horizontal|vertical}] (flip|mirror|mirroring) [effect] {here}')
 def _flip(im, s):
     if 'and' in s.axis: return im.rotate(180)
     return ImageOps.flip(im) if s.axis in _OVER else ImageOps.mirror(im)
 
-# %% ../../nbs/04_retouch.ipynb #de0e767b
+# %% ../../nbs/04_retouch.ipynb #cfef263b
 def resized(
     image: Image.Image,
     width: float, height: float,    # px, at most `MAX_SIDE`
@@ -237,18 +255,21 @@ _SIZE = '(resize|scale|rescale|shrink|enlarge|upscale|downscale|make|stretch)'
 @operation(f'{_SIZE} [up|down] {{it}} [to|at] [be] [a size of] {{size}} [in size]')
 def _resize(im, s): return resized(im, *map(int, s.size.split('x')))
 
-@operation(f'{_SIZE} {{it}} [to] [be] [a] {{side:width|height}} [of] {{pixels}}', f'{_SIZE} {{it}} [to] [be] {{pixels}} [in] {{side:wide|width|high|tall|height}}')
+@operation(f'{_SIZE} {{it}} [to] [be] [a] {{side:width|height}} [of] {{pixels}}',
+           f'{_SIZE} {{it}} [to] [be] {{pixels}} [in] {{side:wide|width|high|tall|height}}')
 def _resize_side(im, s):
     by = s.number/(im.width if s.side.startswith('wid') else im.height)
     return resized(im, max(1, im.width*by), max(1, im.height*by))
 
-# %% ../../nbs/04_retouch.ipynb #fd910756
+# %% ../../nbs/04_retouch.ipynb #8bce4b14
 FACTORS = {'half': .5, 'halve': .5, 'quarter': .25, 'double': 2, 'twice': 2, 'triple': 3, 'three times': 3}
 
 @operation(f'({_SIZE}|reduce) [down|up] {{it}} to {{n}} percent [of] [its|the] [original] [size]',
            '{down:shrink|reduce|scale down|downscale} {it} [the|its] [size] {here} by {n} percent',
            '{up:enlarge|upscale|scale up|grow} {it} [the|its] [size] {here} by {n} percent',
-           f'({_SIZE}|reduce|increase) {{it}} [up|down] [to|by|in|a] {{share:half|quarter|double|twice|triple|three times}} [as (large|big|small)] [of] [its|the] [original] [size]',
+           f'({_SIZE}|reduce|increase) {{it}} [up|down] [to|by|in|a] '
+           f'{{share:half|quarter|double|twice|triple|three times}} '
+           f'[as (large|big|small)] [of] [its|the] [original] [size]',
            '{share:double|halve|triple} [the|its] size {here}')
 def _scale(im, s):
     by = FACTORS[s.share] if s.share else 1 + s.number/100 if s.up else 1 - s.number/100 if s.down else s.number/100

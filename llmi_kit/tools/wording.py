@@ -4,7 +4,7 @@
 __all__ = ['OBJECT', 'SLOTS', 'OPERATIONS', 'MAX_OPERATIONS', 'MAX_CHARACTERS', 'wording_pattern', 'Slots', 'Operation',
            'operation', 'look', 'level', 'plain', 'pieces', 'read_instruction']
 
-# %% ../../nbs/03_wording.ipynb #19fe6198
+# %% ../../nbs/03_wording.ipynb #b23a4d89
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from PIL import Image, ImageColor
 
 from ..picture import Failure
 
-# %% ../../nbs/03_wording.ipynb #f29e0e36
+# %% ../../nbs/03_wording.ipynb #5162c157
 _NOT_WHOLE = ('in|of|on|at|to|into|by|with|without|and|but|except|only|behind|from|as|than|black|white|gray|background|'
               'foreground|left|right|top|bottom')
 _WORD = rf'(?!(?:{_NOT_WHOLE}) )\w+ '
@@ -22,7 +22,7 @@ OBJECT = (rf'(?:it |this |that |(?:(?:the|this|that|my|our|your) )?(?:{_WORD}){{
           r'pic|chart|plot|figure|graph|diagram|map|drawing|illustration|result|output) '
           rf'(?:of (?:{_WORD}){{1,4}}?)?)')
 
-# %% ../../nbs/03_wording.ipynb #f41d59f9
+# %% ../../nbs/03_wording.ipynb #4e93e37a
 _COLORS = '|'.join(sorted(ImageColor.colormap, key=len, reverse=True))
 _AMOUNTS = ('slight|slightly|subtle|subtly|bit|little|light|lightly|gentle|gently|mild|touch|'      # half of it
             'much|lot|strong|strongly|heavy|heavily|very|far|extremely|dramatic|dramatically|significantly')   # twice
@@ -47,7 +47,7 @@ SLOTS = dict(
     up='(?P<up>(?:increase|raise|boost|enhance|bump up|turn up|intensify|strengthen|add|add more|more) )',
     down='(?P<down>(?:decrease|reduce|lower|turn down|cut|weaken|less) )')
 
-# %% ../../nbs/03_wording.ipynb #8540b26f
+# %% ../../nbs/03_wording.ipynb #682bc212
 def _slot(token):
     name, _, choices = token[1:-1].partition(':')
     return f'(?P<{name}>{_source(choices)})' if choices else SLOTS[name]
@@ -62,7 +62,7 @@ def wording_pattern(wording: str) -> re.Pattern:
     count = iter(range(99))
     return re.compile(re.sub(r'\(\?P<([a-z]+)>', lambda m: f'(?P<{m[1]}{next(count)}>', _source(wording)))
 
-# %% ../../nbs/03_wording.ipynb #3baa5c64
+# %% ../../nbs/03_wording.ipynb #930e8e20
 @dataclass(frozen=True)
 class Slots:
     "What an instruction says besides its verb; a slot that it doesn't fill is the empty string."
@@ -89,7 +89,7 @@ class Slots:
             raise ValueError(f'a change by {self.percent} percent is too much: at most {100 if self.down else 400}')
         return 1 - change if self.down else 1 + change
 
-# %% ../../nbs/03_wording.ipynb #5f7006fd
+# %% ../../nbs/03_wording.ipynb #0d7ff36c
 @patch
 def rgb(self: Slots, default: str) -> tuple[int, int, int]:
     "The colour named: CSS names, #rrggbb, 'dark red'; ValueError for others."
@@ -107,7 +107,7 @@ def point(self: Slots, default: str = 'center') -> tuple[float, float]:
     x = 0. if 'left' in p else 1. if 'right' in p else .5
     return x, 0. if re.search('top|upper', p) else 1. if re.search('bottom|lower', p) else .5
 
-# %% ../../nbs/03_wording.ipynb #6ae04b8e
+# %% ../../nbs/03_wording.ipynb #cdbaf6c3
 @dataclass(frozen=True)
 class Operation:
     "A named function of (image, slots) and the ways to ask for it."
@@ -125,11 +125,12 @@ def operation(*wordings: str):
         return f
     return register
 
-# %% ../../nbs/03_wording.ipynb #2a366a37
+# %% ../../nbs/03_wording.ipynb #4cc17041
 def look(*names: str) -> tuple[str, ...]:
     "How people ask for a look."
     n = '|'.join(names)
-    return (f'[{{make}}] {{it}} [look] [in|to|into|like|as] [a|an|its] {{amount}} ({n}) {{kind}} [image|picture|photo|photograph] {{here}}',
+    return (f'[{{make}}] {{it}} [look] [in|to|into|like|as] [a|an|its] {{amount}} ({n}) {{kind}} [image|picture|photo|photograph] '
+            f'{{here}}',
             f'{{add}} [a|an|some|the] {{amount}} ({n}) {{kind}} {{here}} {{amount}}')
 
 def level(noun: str, more: str, less: str) -> tuple[str, ...]:
@@ -138,10 +139,11 @@ def level(noun: str, more: str, less: str) -> tuple[str, ...]:
             f'[{{make}}] {{it}} [the|its|all] [all|the] [colors?] {{here}} [look|appear] {{amount}} {{by}} '
             f'({{up:{more}}}|{{down:{less}}}) {{amount}} {{by}}')
 
-# %% ../../nbs/03_wording.ipynb #2adf25db
+# %% ../../nbs/03_wording.ipynb #6c992b87
 _QUOTED = re.compile(r'(?<!\w)(?:"([^"]*)"|“([^”]*)”|‘([^’]*)’|«([^»]*)»|「([^」]*)」|\'(.*?)\'(?!\w))', re.S)
-_SAME = [(r'colour', 'color'), (r'\bgrey', 'gray'), (r'centre', 'center'), (r'\bcentered\b', 'center'), (r'°', ' degrees '), (r'%', ' percent '),
-         (r'(\d+)\s*(?:x|×|\*|by)\s*(\d+)', r'\1x\2'), (r'(\d)\s*px\b', r'\1 pixels'), (r'(?<=\w)-(?=\w)', ' '), (r'[’]', "'"),
+_SAME = [(r'colour', 'color'), (r'\bgrey', 'gray'), (r'centre', 'center'), (r'\bcentered\b', 'center'), (r'°', ' degrees '),
+         (r'%', ' percent '), (r'(\d+)\s*(?:x|×|\*|by)\s*(\d+)', r'\1x\2'), (r'(\d)\s*px\b', r'\1 pixels'),
+         (r'(?<=\w)-(?=\w)', ' '), (r'[’]', "'"),
          (r'\b(?:please|kindly)\b', ' '), (r'\b(?:per cent)\b', 'percent'), (r'(\d)(?=[a-wyz])', r'\1 '), (r':(?=\s|$)', ' ')]
 
 def plain(instruction: str) -> tuple[str, list[str]]:
@@ -154,11 +156,12 @@ def plain(instruction: str) -> tuple[str, list[str]]:
     for pattern, replacement in _SAME: s = re.sub(pattern, replacement, s)
     return s, texts
 
-# %% ../../nbs/03_wording.ipynb #05ecb50d
+# %% ../../nbs/03_wording.ipynb #6c2760ce
 _CUT = re.compile(r'[,;.\n](?=\s|$)|\s(?:and|then|also|&|\+|finally|next|afterwards|after that|plus)(?=\s|$)')
 _VERB_TWICE = re.compile(r'\b((?:increase|boost|raise|reduce|decrease|lower|enhance) (?:the )?)(brightness|contrast|saturation|sharpness)'
                          r',? and (?:the |its )?(brightness|contrast|saturation|sharpness)\b([^,;.]*?)(?=$|[,;.]| and | then )')
-_LEAD = re.compile(r'^(?:(?:can|could|would) you |i (?:want|would like|\'d like) (?:you )?to |first |now |just |simply |lastly |let\'s )+')
+_LEAD = re.compile(r'^(?:(?:can|could|would) you |i (?:want|would like|\'d like) (?:you )?to |first |now |just |simply |lastly |let\'s '
+                   r')+')
 
 def pieces(text: str) -> list[str]:
     "The parts between joining words, one space after each word."
@@ -166,7 +169,7 @@ def pieces(text: str) -> list[str]:
     parts = (' '.join(p.split()) + ' ' for p in _CUT.split(text))
     return [_LEAD.sub('', p).removesuffix('too ').removesuffix('instead ').rstrip('?! ') + ' ' for p in parts if p.strip()]
 
-# %% ../../nbs/03_wording.ipynb #835e79a8
+# %% ../../nbs/03_wording.ipynb #fd26e8fd
 MAX_OPERATIONS, MAX_CHARACTERS = 8, 600     # more than a person writes; keeps reading linear on hostile input
 
 def _match(piece, texts):
@@ -177,6 +180,7 @@ def _match(piece, texts):
             text = texts[int(words['text'].strip('" '))] if 'text' in words else ''
             return op, Slots(words, text)
 
+# %% ../../nbs/03_wording.ipynb #325c723b
 def _longest(parts, texts):
     "The operation that takes the most of the first parts, and how many it takes."
     for n in range(min(len(parts), 4), 0, -1):
@@ -185,7 +189,8 @@ def _longest(parts, texts):
 def read_instruction(instruction: str) -> list[tuple[Operation, Slots]] | Failure:
     "The operations that an instruction asks for, in order, or the part of it that isn't understood."
     if len(instruction) > MAX_CHARACTERS:
-        return Failure(kind='unsupported', message=f'the instruction has {len(instruction)} characters, at most {MAX_CHARACTERS} are read: ask for less')
+        why = f'the instruction has {len(instruction)} characters, at most {MAX_CHARACTERS} are read: ask for less'
+        return Failure(kind='unsupported', message=why)
     text, texts = plain(instruction)
     parts, steps = pieces(text), []
     while parts and len(steps) <= MAX_OPERATIONS:
@@ -194,9 +199,13 @@ def read_instruction(instruction: str) -> list[tuple[Operation, Slots]] | Failur
         steps.append(step)
         parts = parts[n:]
     if 0 < len(steps) <= MAX_OPERATIONS: return steps
-    return Failure(kind='unsupported', message='the instruction says nothing to do' if not steps else f'at most {MAX_OPERATIONS} operations are done in one edit: ask for fewer')
+    why = f'at most {MAX_OPERATIONS} operations are done in one edit: ask for fewer' if steps else 'the instruction says nothing to do'
+    return Failure(kind='unsupported', message=why)
 
+# %% ../../nbs/03_wording.ipynb #7c805e88
 def _not_understood(part, texts):
     said = re.sub(r'"(\d+)"', lambda m: repr(texts[int(m[1])]), part.strip())
-    hint = ' (put the text to write in quotes)' if re.search(r'\b(?:text|caption|title|label|write|says?|reads?)\b', said) and '"' not in part else ''
-    return Failure(kind='unsupported', message=f'{said[:120]!r} is not among the edits done without a model{hint}: ' + ', '.join(n.replace('_', ' ') for n in OPERATIONS))
+    writes = re.search(r'\b(?:text|caption|title|label|write|says?|reads?)\b', said) and '"' not in part
+    hint = ' (put the text to write in quotes)' if writes else ''
+    known = ', '.join(n.replace('_', ' ') for n in OPERATIONS)
+    return Failure(kind='unsupported', message=f'{said[:120]!r} is not among the edits done without a model{hint}: {known}')
