@@ -4,7 +4,7 @@
 __all__ = ['SPDX', 'HOW', 'TOOLS', 'TROUBLE', 'Credit', 'Figure', 'clip', 'licence_url', 'credits', 'figures', 'web', 'show',
            'show_all', 'picture_files', 'tally']
 
-# %% ../nbs/08_figure.ipynb #7c34fc19
+# %% ../nbs/08_figure.ipynb #23b5c189
 import html
 import re
 from base64 import b64encode
@@ -20,7 +20,7 @@ from .document import Document, Tag
 from .picture import Failure, Picture
 from .prose import safe_url, sound
 
-# %% ../nbs/08_figure.ipynb #46023c78
+# %% ../nbs/08_figure.ipynb #776bf3d8
 @dataclass
 class Credit:
     "A piece of a credit line, with a link where there is a page to show."
@@ -50,7 +50,7 @@ class Figure:
     @property
     def alt(self): return clip(self.caption, 250)
 
-# %% ../nbs/08_figure.ipynb #f52cd635
+# %% ../nbs/08_figure.ipynb #b8233f18
 def clip(
     text: str,
     most: int = 500, # characters
@@ -63,7 +63,7 @@ def _bare(text):
     "Without HTML."
     return clip(html.unescape(nh3.clean(sound(text[:4000]), tags=set())) if '<' in text else text, 200)
 
-# %% ../nbs/08_figure.ipynb #e70739ba
+# %% ../nbs/08_figure.ipynb #5a08c380
 SPDX = ('MIT', 'BSD-2-Clause', 'BSD-3-Clause', 'Apache-2.0', 'ISC', 'Unlicense')
 
 def licence_url(
@@ -76,7 +76,7 @@ def licence_url(
     known = (f'https://spdx.org/licenses/{s}.html' for s in SPDX if s.lower() == name.strip().lower().replace(' ', '-'))
     return next(known, safe_url(name))
 
-# %% ../nbs/08_figure.ipynb #a10182e4
+# %% ../nbs/08_figure.ipynb #b050bc71
 def _source(origin, caption):
     "Title and page of what was found."
     page = next(filter(None, map(safe_url, (origin.page, origin.address))), '')
@@ -87,13 +87,13 @@ def _original(figure):
     "The credit of a photograph stays with every edit of it."
     base = figure.base
     if not base or not base.picture or not base.credit or base.tool in ('diffusion', 'code'): return []
-    carried, own = figure.picture.origin, base.picture.origin
-    if carried.page and (carried.page, carried.title, carried.author) == (own.page, own.title, own.author): return []    # an edit that kept its credit
+    kept = [(o.page, o.title, o.author) for o in (figure.picture.origin, base.picture.origin)]
+    if kept[0] == kept[1] and kept[0][0]: return []     # the edit carries the photograph's own credit
     nested = next((i for i, c in enumerate(base.credit) if c.text.startswith('original: ')), None)
     if nested is not None: return base.credit[nested:]
     return [Credit(f'original: {base.credit[0].text}', base.credit[0].url), *base.credit[1:]]
 
-# %% ../nbs/08_figure.ipynb #4cb5efd3
+# %% ../nbs/08_figure.ipynb #c4a2c14c
 def credits(
     figure: Figure,
 ) -> list[Credit]:
@@ -106,7 +106,7 @@ def credits(
     if figure.tool == 'diffusion' and origin.seed is not None: out.append(Credit(f'seed {origin.seed}'))
     return out + _original(figure)
 
-# %% ../nbs/08_figure.ipynb #6d8d8f6f
+# %% ../nbs/08_figure.ipynb #3053b266
 HOW = dict(search='Found', code='Drawn by code', diffusion='Generated', edit='Edited from', input='Given with the question')
 TOOLS = dict(search='Search', diffusion='Diffusion', code='Code', edit='Edit')  # said where nothing was made
 TROUBLE = dict(invalid='the request is malformed', unavailable='there is no tool for it here', not_found='nothing fitting was found',
@@ -119,7 +119,7 @@ def _trouble(tag):
     if tag.error: return f'Not made: {TROUBLE["invalid"]}', clip(tag.error, 1000)
     return 'Not made yet', 'The tag was read, but no tool has run: call `resolve` first.'
 
-# %% ../nbs/08_figure.ipynb #27c296e7
+# %% ../nbs/08_figure.ipynb #fcbbf76d
 def _asked(tag):
     "What the tag asked for, to show beside a failure or under a chart."
     if not tag.params: return 'The tag', clip(tag.body, 2000)
@@ -127,7 +127,7 @@ def _asked(tag):
         return 'Code of this chart' if isinstance(tag.result, Picture) else 'The code', str(tag.params.get('code', ''))[:20_000]
     return 'The request', '\n'.join(f'{k}: {str(v)[:2000]}' for k, v in tag.params.items())
 
-# %% ../nbs/08_figure.ipynb #291ab86d
+# %% ../nbs/08_figure.ipynb #f1af0d2e
 def _of_input(i, picture):
     figure = Figure(f'Input {i}', f'input-{i}', clip(picture.origin.title), 'input', HOW['input'], picture)
     figure.credit = credits(figure)
@@ -152,7 +152,7 @@ def _made(figure, tag, pool):
     figure.credit = credits(figure)
     return figure
 
-# %% ../nbs/08_figure.ipynb #30578f4c
+# %% ../nbs/08_figure.ipynb #f4105ca9
 def figures(
     document: Document,
 ) -> tuple[list[Figure], list[Figure]]:
@@ -162,7 +162,7 @@ def figures(
     for i, tag in enumerate(document.tags, 1): pool.append(_of_tag(i, tag, pool))
     return given, pool[len(given):]
 
-# %% ../nbs/08_figure.ipynb #8eeb901a
+# %% ../nbs/08_figure.ipynb #7698feb0
 def _photo(image):
     "Many colours in a sparse sample, none of them everywhere: a photograph, to which JPEG does no visible harm."
     counts = [n for n, _ in image.convert('RGB').resize((64, 64), 0).getcolors(64 * 64)]
@@ -171,7 +171,7 @@ def _photo(image):
 def _transparent(image):
     return ('A' in image.getbands() or 'transparency' in image.info) and image.convert('RGBA').getextrema()[3][0] < 255
 
-# %% ../nbs/08_figure.ipynb #ddcdb74e
+# %% ../nbs/08_figure.ipynb #eb7c5ef1
 def web(
     picture: Picture,
     side: int,        # px, at most
@@ -187,7 +187,7 @@ def web(
     image.save(buffer := BytesIO(), kind, quality=85)
     return f'data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}', *image.size, clear
 
-# %% ../nbs/08_figure.ipynb #bb73f575
+# %% ../nbs/08_figure.ipynb #e3893f73
 def _shape(figure, clear):
     "What the style sheet should know: on a white card, worth stretching, worth the margins too."
     ratio = figure.width / figure.height
@@ -207,7 +207,7 @@ def show(
     else: figure.shape = _shape(figure, clear)
     return figure
 
-# %% ../nbs/08_figure.ipynb #dbf86aba
+# %% ../nbs/08_figure.ipynb #f5212529
 def show_all(
     figures: list[Figure],
     side: int = 1600,   # px, at most
@@ -215,7 +215,7 @@ def show_all(
     "`show` in threads: Pillow works outside the interpreter's lock."
     with ThreadPoolExecutor() as pool: return list(pool.map(partial(show, side=side), figures))
 
-# %% ../nbs/08_figure.ipynb #dc9dbb7c
+# %% ../nbs/08_figure.ipynb #75c27f1d
 def picture_files(
     document: Document,
 ) -> dict[str, Picture]: # path below the report's folder -> picture
@@ -223,7 +223,7 @@ def picture_files(
     files = {f'images/input-{i:02}.png': p for i, p in enumerate(document.inputs, 1)}
     return files | {f'images/{i:02}.png': t.result for i, t in enumerate(document.tags, 1) if isinstance(t.result, Picture)}
 
-# %% ../nbs/08_figure.ipynb #18084248
+# %% ../nbs/08_figure.ipynb #2292c654
 def _counts(tags: list[Tag]):
     pictures = [t.result for t in tags if isinstance(t.result, Picture)]
     failures = [t.result for t in tags if isinstance(t.result, Failure)]
@@ -232,7 +232,7 @@ def _counts(tags: list[Tag]):
     return dict(calls=len(tags), pictures=len(pictures), failures=sum(kinds.values()), seconds=seconds,
                 kinds=', '.join(f'{n} {kind}' for kind, n in kinds.most_common()))
 
-# %% ../nbs/08_figure.ipynb #4798ad7f
+# %% ../nbs/08_figure.ipynb #f0a7f68d
 def tally(
     document: Document,
 ) -> list[dict]: # tool, calls, pictures, failures, kinds ("2 timeout"), seconds
