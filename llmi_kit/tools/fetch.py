@@ -4,7 +4,7 @@
 __all__ = ['GLOBAL6', 'TUNNELS', 'PORTS', 'AGENT', 'LONGEST_WAIT', 'forbidden', 'Refused', 'resolve', 'PublicOnly',
            'GuardedTransport', 'web', 'status_failure', 'get', 'get_picture', 'first_good']
 
-# %% ../../nbs/03_fetch.ipynb #f844cdc0
+# %% ../../nbs/03_fetch.ipynb #2250e801
 import asyncio, email.utils, functools, ipaddress, socket, time, zlib
 
 import httpcore, httpx
@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, stop_be
 from .. import __version__
 from ..picture import MAX_BYTES, MAX_SIDE, Failure, Origin, Picture
 
-# %% ../../nbs/03_fetch.ipynb #cc855768
+# %% ../../nbs/03_fetch.ipynb #debecfbd
 GLOBAL6 = ipaddress.ip_network('2000::/3')
 TUNNELS = [ipaddress.ip_network(n) for n in ('2001::/23', '2002::/16', '3fff::/20', '192.88.99.0/24')]
 #            Teredo and other protocol use --^   6to4 --^   examples --^   6to4 relays --^
@@ -30,7 +30,7 @@ def forbidden(
     if any(ip.version == n.version and ip in n for n in TUNNELS): return 'it belongs to a tunnel or a reserved block'
     if not ip.is_global: return 'it is a private or reserved address'
 
-# %% ../../nbs/03_fetch.ipynb #37c26a7a
+# %% ../../nbs/03_fetch.ipynb #cbdcbe2c
 class Refused(Exception):
     "A guard said no; the message says why."
 
@@ -40,7 +40,7 @@ async def resolve(host: str, port: int) -> list[str]:
     except (OSError, UnicodeError): raise httpcore.ConnectError(f'the name {host} does not resolve') from None
     return list(dict.fromkeys(entry[4][0] for entry in found))
 
-# %% ../../nbs/03_fetch.ipynb #7122e092
+# %% ../../nbs/03_fetch.ipynb #ba01934b
 class PublicOnly(httpcore.AsyncNetworkBackend):
     "Opens connections to public addresses only. Raises Refused for a name with any other address."
     def __init__(self, allow_private: bool = False): self.allow_private, self.tcp = allow_private, httpcore.AnyIOBackend()
@@ -54,7 +54,7 @@ class PublicOnly(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout): pass
         return await self.tcp.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
 
-# %% ../../nbs/03_fetch.ipynb #e6d5cb18
+# %% ../../nbs/03_fetch.ipynb #ed60a789
 PORTS = {80, 443, 8080, 8443}   # where web servers are; a mail or database server must not get our request
 AGENT = f'llmi_kit/{__version__} (illustrated reports; python-httpx/{httpx.__version__})'
 
@@ -77,7 +77,7 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
             raise Refused(f'port {url.port} is not one of a web server')
         return await super().handle_async_request(request)
 
-# %% ../../nbs/03_fetch.ipynb #372db16d
+# %% ../../nbs/03_fetch.ipynb #0333761a
 def web(
     allow_private: bool = False,    # for tests against servers on this machine
 ) -> httpx.AsyncClient:
@@ -86,7 +86,7 @@ def web(
                              timeout=httpx.Timeout(10, connect=4), trust_env=False,
                              headers={'User-Agent': AGENT, 'Accept-Encoding': 'gzip'})
 
-# %% ../../nbs/03_fetch.ipynb #5bc4b35a
+# %% ../../nbs/03_fetch.ipynb #16ff37f8
 async def _body(response, max_bytes):
     "The unpacked body, or a Failure when it is longer than `max_bytes`."
     packing, data = response.headers.get('content-encoding', 'identity').lower(), bytearray()
@@ -98,7 +98,7 @@ async def _body(response, max_bytes):
         if len(data) > max_bytes: return Failure(kind='refused', message=f'the file is longer than {max_bytes:,} bytes')
     return bytes(data)
 
-# %% ../../nbs/03_fetch.ipynb #2ecef308
+# %% ../../nbs/03_fetch.ipynb #6af0b29b
 def _retry_after(text):
     "Seconds to wait, from a Retry-After header: a number or an HTTP date."
     if not text: return None
@@ -114,7 +114,7 @@ def status_failure(response: httpx.Response) -> Failure:
     return Failure(kind='network' if transient else 'refused', message=f'{host} answered with status {code}', transient=transient,
                    retry_after=_retry_after(response.headers.get('retry-after')) if transient else None)
 
-# %% ../../nbs/03_fetch.ipynb #7f2d0afc
+# %% ../../nbs/03_fetch.ipynb #6d683931
 async def _attempt(client, address, max_bytes, **request):
     try:
         async with client.stream('GET', address, **request) as response:
@@ -133,7 +133,7 @@ def _host(address):
     try: return httpx.URL(address).host or 'the server'
     except (httpx.InvalidURL, TypeError): return 'the server'
 
-# %% ../../nbs/03_fetch.ipynb #a522aef1
+# %% ../../nbs/03_fetch.ipynb #2f7a1f7c
 LONGEST_WAIT = 10.      # seconds; a person waits for the report
 
 def _worth_another_try(answer):
@@ -143,7 +143,7 @@ def _pause(state):
     "Seconds to the next try: what the server asked for, else 0.3, 0.6, 1.2..."
     return max(state.outcome.result().retry_after or 0., wait_exponential(multiplier=.3, max=LONGEST_WAIT)(state))
 
-# %% ../../nbs/03_fetch.ipynb #a0ddab59
+# %% ../../nbs/03_fetch.ipynb #ea6a7bb3
 async def get(
     client: httpx.AsyncClient,  # from `web`
     address: str,
@@ -161,7 +161,7 @@ async def get(
     except TimeoutError:
         return Failure(kind='timeout', message=f'{_host(address)} did not deliver within {seconds:g} s', transient=True)
 
-# %% ../../nbs/03_fetch.ipynb #572fab97
+# %% ../../nbs/03_fetch.ipynb #176d2feb
 async def get_picture(
     client: httpx.AsyncClient,  # from `web`
     origin: Origin,             # its `address` is fetched
@@ -173,7 +173,7 @@ async def get_picture(
     if isinstance(data, Failure): return data
     return await asyncio.to_thread(Picture.read, data, origin, MAX_BYTES, MAX_SIDE, min_side)
 
-# %% ../../nbs/03_fetch.ipynb #c604d895
+# %% ../../nbs/03_fetch.ipynb #322b7424
 async def first_good(
     candidates: list[Origin],   # best first
     fetch,                      # async function: Origin -> Picture | Failure, with a deadline of its own
@@ -194,7 +194,7 @@ async def first_good(
         await asyncio.gather(*tasks, return_exceptions=True)
     return _none_good(failures)
 
-# %% ../../nbs/03_fetch.ipynb #473d7922
+# %% ../../nbs/03_fetch.ipynb #9892e264
 def _none_good(failures):
     "One Failure for all candidates: their common kind, and the first three reasons."
     reasons = '; '.join(dict.fromkeys(f.message for f in failures[:3]))
