@@ -208,12 +208,17 @@ async def test_qwen_request_and_origin():
 @pytest.mark.parametrize('fault', ['500', '429', 'garbage', 'bad_base64', 'not_an_image', 'hang', 'drop', 'error_inside'])
 async def test_fail_over_and_rest(fault):
     now = 0.
-    with ImageServer(fault) as bad, ImageServer(delay=.5 if fault == 'hang' else 0) as good:   # time has to be left for it
-        servers = QwenServers([bad.url, good.url], seconds=6 if fault == 'hang' else 20, clock=lambda: now)
+    with ImageServer(fault) as bad, ImageServer() as good:
+        servers = QwenServers([bad.url, good.url], seconds=4 if fault == 'hang' else 20, clock=lambda: now)
         assert isinstance(await servers.generate('a'), Picture) and [s.served for s in servers.servers] == [1, 1]
         assert isinstance(await servers.generate('b'), Picture) and [s.served for s in servers.servers] == [1, 2], 'it rests'
         now = 31.
         assert isinstance(await servers.generate('c'), Picture) and [s.served for s in servers.servers] == [2, 2], 'and comes back'
+
+
+async def test_a_hanging_server_leaves_time_for_the_next():
+    with ImageServer('hang') as bad, ImageServer(delay=.5) as good:
+        assert isinstance(await QwenServers([bad.url, good.url], seconds=6).generate('a'), Picture)
 
 
 async def test_dead_first_server():
