@@ -4,7 +4,7 @@
 __all__ = ['MAX_IMAGE', 'SENTENCES', 'PASSING', 'ANSWERS_BADLY', 'NOTHING', 'Message', 'Completion', 'copies', 'Chat',
            'LocalChat', 'Row', 'server_failure', 'ServerChat', 'shares', 'chat_from_profile']
 
-# %% ../nbs/07_chat.ipynb #e6432cf5
+# %% ../nbs/07_chat.ipynb #074aa33e
 import asyncio, os, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -22,7 +22,7 @@ from .backbone import BackboneError, adapter_folder, cut, load, missing, plain_t
 from .config import derive_seed
 from .picture import Failure, Picture
 
-# %% ../nbs/07_chat.ipynb #6fa783e8
+# %% ../nbs/07_chat.ipynb #187112d0
 class Message(BaseModel):
     "One turn of a conversation."
     model_config = ConfigDict(frozen=True)
@@ -50,7 +50,7 @@ def copies(
     if isinstance(answer, Failure): return [answer]*n
     return [answer] + [answer.model_copy(update=dict(tokens_in=0, tokens_out=0, cost=0.))]*(n - 1)
 
-# %% ../nbs/07_chat.ipynb #63ac2661
+# %% ../nbs/07_chat.ipynb #7bcce0de
 class Chat:
     "Messages in, sampled answers out. A kind of chat supplies `_write` and `_stream`."
     temperature, max_tokens = 0., 512
@@ -71,7 +71,7 @@ async def write(self: Chat,
     "`n` answers to each conversation, in their order; what could not be answered is a Failure in its place."
     return await self._write([list(c) for c in conversations], n, seed, **self._how(temperature, max_tokens, stop))
 
-# %% ../nbs/07_chat.ipynb #fb33f28b
+# %% ../nbs/07_chat.ipynb #723116b6
 @patch
 async def stream(self: Chat,
     messages: list[Message],
@@ -84,7 +84,7 @@ async def stream(self: Chat,
     async with aclosing(self._stream(list(messages), seed, **self._how(temperature, max_tokens, stop))) as pieces:
         async for piece in pieces: yield piece
 
-# %% ../nbs/07_chat.ipynb #c1a8fc5f
+# %% ../nbs/07_chat.ipynb #5a8d4416
 class LocalChat(Chat):
     "A backbone in this process: transformers, with NF4 and a LoRA adapter if asked for."
     def __init__(self,
@@ -99,8 +99,7 @@ class LocalChat(Chat):
         loaded: tuple | None = None,    # (model, tokenizer or processor) in memory already, as after training
     ):
         self.backbone, self.quantization, self.adapter, self.batch = backbone, quantization, adapter, batch
-        self.max_tokens, self.temperature, self.device, self.dtype = max_tokens, temperature, device, dtype
-        self.loaded = loaded
+        self.max_tokens, self.temperature, self.device, self.dtype, self.loaded = max_tokens, temperature, device, dtype, loaded
         self.thread = ThreadPoolExecutor(1, 'llmi-chat')    # one: a model writes one batch at a time
 
     @property
@@ -119,7 +118,7 @@ class LocalChat(Chat):
         "None if it can write; otherwise one sentence that says what is missing."
         return None if self.loaded else missing(self.backbone, self.quantization, self.adapter)
 
-# %% ../nbs/07_chat.ipynb #4fd28009
+# %% ../nbs/07_chat.ipynb #f35f97fa
 MAX_IMAGE = 1024    # px a side: the paper's limit for input images (section 5 of the method's reference)
 
 def _shown(picture):
@@ -157,7 +156,7 @@ def _limit(self: LocalChat) -> int:
     longest = getattr(model.config.get_text_config(), 'max_position_embeddings', 1 << 20)
     return min(longest, getattr(words, 'tokenizer', words).model_max_length)
 
-# %% ../nbs/07_chat.ipynb #6412e6da
+# %% ../nbs/07_chat.ipynb #a5d63dfb
 class Row(NamedTuple):
     "One answer to write."
     inputs: dict
@@ -179,7 +178,7 @@ def _part(self: LocalChat, rows, start, halt, temperature, stop, pieces):
     return [Completion(text=text, tokens_in=row.inputs['input_ids'].shape[1], tokens_out=count, finish_reason=reason, seed=row.seed,
                        seconds=time.perf_counter() - start) for row, (text, count, reason) in zip(rows, written, strict=True)]
 
-# %% ../nbs/07_chat.ipynb #2424ac9e
+# %% ../nbs/07_chat.ipynb #f4809404
 @patch
 def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens, stop, pieces=None):
     "All answers, in the chat's thread."
@@ -202,7 +201,7 @@ def _noise(seed, messages):
     "Seed of one answer's noise: different questions draw different noise."
     return derive_seed(seed, *((m.role, m.text, *(p.sha256 for p in m.images)) for m in messages))
 
-# %% ../nbs/07_chat.ipynb #bee37667
+# %% ../nbs/07_chat.ipynb #eadadba3
 @patch
 async def _write(self: LocalChat, conversations, n, seed, **how):
     halt = threading.Event()
@@ -212,7 +211,7 @@ async def _write(self: LocalChat, conversations, n, seed, **how):
 @patch
 def _start(self: LocalChat, *args, **how): return asyncio.get_running_loop().run_in_executor(self.thread, partial(self._run, *args, **how))
 
-# %% ../nbs/07_chat.ipynb #1dd44858
+# %% ../nbs/07_chat.ipynb #e26e1c64
 @patch
 async def _stream(self: LocalChat, messages, seed, stop, **how):
     loop, queue, halt = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
@@ -232,7 +231,7 @@ async def _stream(self: LocalChat, messages, seed, stop, **how):
         yield last
     finally: halt.set()
 
-# %% ../nbs/07_chat.ipynb #8e4a14c8
+# %% ../nbs/07_chat.ipynb #018d6ba5
 SENTENCES = [   # error, its code if it matters, kind, sentence; the first that fits counts
     ((openai.APITimeoutError, TimeoutError), '', 'timeout', '{server} took too long: allow more seconds or fewer tokens'),
     (openai.APIConnectionError, '', 'network', 'no chat server answers at {server}: start it, or correct `server` in settings.ini'),
@@ -247,7 +246,7 @@ SENTENCES = [   # error, its code if it matters, kind, sentence; the first that 
 ]
 PASSING = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, TimeoutError)     # worth another try
 
-# %% ../nbs/07_chat.ipynb #d6b9ade7
+# %% ../nbs/07_chat.ipynb #6b27b149
 def server_failure(
     error: Exception,
     server: str,    # base URL
@@ -264,7 +263,7 @@ def _pause(error):
     try: return float(error.response.headers['retry-after'])
     except (AttributeError, KeyError, ValueError): return None      # no answer, no header, or a date
 
-# %% ../nbs/07_chat.ipynb #e26ce032
+# %% ../nbs/07_chat.ipynb #bf905c3b
 class ServerChat(Chat):
     "A model behind any OpenAI-compatible server."
     def __init__(self,
@@ -302,7 +301,7 @@ class ServerChat(Chat):
         except (httpx.HTTPError, httpx.InvalidURL): return SENTENCES[1][-1].format(server=self.server)
         if status in (401, 403): return f'{self.server} asks for a key: put one into the environment variable {self.key_name}'
 
-# %% ../nbs/07_chat.ipynb #245b4ef8
+# %% ../nbs/07_chat.ipynb #6ba2b28d
 def shares(
     total: int,
     sizes: list[int],
@@ -311,7 +310,7 @@ def shares(
     so_far = [0, *accumulate(s or 1 for s in sizes)]
     return [round(total*b/so_far[-1]) - round(total*a/so_far[-1]) for a, b in pairwise(so_far)]
 
-# %% ../nbs/07_chat.ipynb #f31fce5f
+# %% ../nbs/07_chat.ipynb #da285d9e
 @patch
 def _body(self: ServerChat, messages, seed, temperature, max_tokens, stop, **more):
     turns = [dict(role=m.role, content=_sent(m)) for m in messages]
@@ -322,7 +321,7 @@ def _sent(message):
     if not message.images: return message.text
     return [*(dict(type='image_url', image_url=dict(url=p.data_uri())) for p in message.images), dict(type='text', text=message.text)]
 
-# %% ../nbs/07_chat.ipynb #6598002f
+# %% ../nbs/07_chat.ipynb #1c0ea272
 @patch
 def _completion(self: ServerChat, text, reason, read, written, seed, start) -> Completion | Failure:
     seconds, cost = time.perf_counter() - start, (read*self.price_in + written*self.price_out)/1e6
@@ -340,7 +339,7 @@ def _completions(self: ServerChat, reply, seed, start) -> list[Completion | Fail
 
 def _counted(usage): return (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
 
-# %% ../nbs/07_chat.ipynb #b84f5023
+# %% ../nbs/07_chat.ipynb #e73d850b
 ANSWERS_BADLY = (openai.OpenAIError, httpx.HTTPError, TimeoutError, AttributeError, TypeError, ValueError)
 
 @patch
@@ -355,7 +354,7 @@ async def _ask(self: ServerChat, messages, n, seed, **how) -> list[Completion | 
     if n > 1 and getattr(error, 'param', None) == 'n': return await self._ask(messages, 1, seed, **how)   # it takes only one
     return [server_failure(error, self.server, self.model, self.key_name)]
 
-# %% ../nbs/07_chat.ipynb #61ee4769
+# %% ../nbs/07_chat.ipynb #5def34bf
 @patch
 async def _answers(self: ServerChat, messages, n, seed, **how):
     if not how['temperature']: return copies((await self._ask(messages, 1, seed, **how) or [NOTHING])[0], n)
@@ -370,7 +369,7 @@ NOTHING = Failure(kind='network', transient=True, message='the server sent no an
 async def _write(self: ServerChat, conversations, n, seed, **how):  # noqa: F811
     return list(await asyncio.gather(*(self._answers(c, n, seed, **how) for c in conversations)))
 
-# %% ../nbs/07_chat.ipynb #4025359e
+# %% ../nbs/07_chat.ipynb #4d58c623
 @patch
 async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
     client, limit = self._here()
@@ -380,8 +379,7 @@ async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
         async with limit, asyncio.timeout(self.seconds):
             async for chunk in await client.chat.completions.create(**body):
                 usage = chunk.usage or usage
-                choice = next(iter(chunk.choices), None)
-                if not choice: continue
+                if not (choice := next(iter(chunk.choices), None)): continue
                 reason, piece = choice.finish_reason or reason, choice.delta.content or ''
                 text += piece
                 if piece: yield piece
@@ -389,7 +387,7 @@ async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
     if error: yield server_failure(error, self.server, self.model, self.key_name)
     else: yield self._completion(text, reason, *_counted(usage), seed, start)
 
-# %% ../nbs/07_chat.ipynb #b6c40c6f
+# %% ../nbs/07_chat.ipynb #66bc651b
 def chat_from_profile(
     profile,    # from `load_profile`
 ) -> LocalChat | ServerChat:

@@ -189,6 +189,10 @@ class Faulty(BaseHTTPRequestHandler):
     def none(self, body): self.fine(body, 0)
     def cut_off(self, body): self.fine(body, reason='content_filter')
     def slow(self, body): time.sleep(3); self.fine(body)
+    def drip(self, body):       # never silent for long, never done
+        self.send_response(200); self.send_header('content-type', 'application/json'); self.send_header('content-length', '9999')
+        self.end_headers()
+        for _ in range(20): self.wfile.write(b' '); self.wfile.flush(); time.sleep(.1)
     def html(self, body): self.say(200, b'<html>welcome</html>', content_type='text/html')
     def drop(self, body): self.connection.close()
     def error(self, status, message, code=None, param=None, **headers):
@@ -241,8 +245,11 @@ async def test_nobody_there():
     assert a.kind == 'network' and a.transient and 'start it' in a.message
 
 
-async def test_deadline_and_ready(faulty):
-    (a,), = await far(faulty, 'slow', seconds=.3).write([ask('Hi')])
+@pytest.mark.parametrize('model', ['slow', 'drip'])
+async def test_deadline_and_ready(faulty, model):
+    start = time.monotonic()
+    (a,), = await far(faulty, model, seconds=.3).write([ask('Hi')])
+    assert time.monotonic() - start < 1.5
     assert a.kind == 'timeout' and a.transient
     assert far(faulty, 'fine').ready() is None and 'LLMI_TEST_KEY' in far(faulty + '/locked', 'fine').ready()
 
