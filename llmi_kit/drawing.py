@@ -4,9 +4,9 @@
 __all__ = ['CODE', 'STDOUT_CHARS', 'MAX_SIDE', 'MAX_INCHES', 'SCRIPTS', 'SAMPLE', 'STREAM', 'TICK', 'GRACE', 'FILES', 'THREADS',
            'blame', 'Printed', 'is_blank', 'collect_figures', 'open_figures', 'to_png', 'png_size', 'stack', 'TimeUp',
            'ring', 'execute', 'run', 'fix_chance', 'add_fallback_fonts', 'add_to_formulas', 'warm_up', 'become_child',
-           'child', 'receive', 'send', 'Job', 'Warm', 'kill_orphans', 'main']
+           'child', 'receive', 'send', 'Job', 'Warm', 'kill_orphans', 'main', 'get_ready']
 
-# %% ../nbs/02_drawing.ipynb #0376e9e1
+# %% ../nbs/02_drawing.ipynb #60a2ceab
 import builtins, gc, io, itertools, json, os, random, selectors, shutil, signal, socket, sys, time, traceback
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .confine import adopt_orphans, confine, die_with_parent, limit, readable
 
-# %% ../nbs/02_drawing.ipynb #2361c5d5
+# %% ../nbs/02_drawing.ipynb #19e05cd2
 CODE = "<code>"
 
 def blame(
@@ -30,7 +30,7 @@ def blame(
     source = code.splitlines()[line - 1].strip()[:200] if line and line <= len(code.splitlines()) else ""
     return f"{text} (line {line}: {source})" if line else text
 
-# %% ../nbs/02_drawing.ipynb #3cb49959
+# %% ../nbs/02_drawing.ipynb #25cc049c
 STDOUT_CHARS = 20_000  # printed text that is kept; the rest is counted
 
 class Printed(io.TextIOBase):
@@ -44,14 +44,14 @@ class Printed(io.TextIOBase):
         return len(text)
     def __str__(self): return "".join(self.kept) + (f"\n... {self.dropped} more characters" if self.dropped else "")
 
-# %% ../nbs/02_drawing.ipynb #52941df8
+# %% ../nbs/02_drawing.ipynb #6b0356db
 def is_blank(figure) -> bool:
     "True if nothing was drawn: no data, text or picture on any axes or on the figure itself."
     own = [figure.texts, figure.lines, figure.patches, figure.images, figure.artists, figure.legends, figure.subfigs]
     drawn = lambda ax: ax.has_data() or ax.texts or ax.tables or ax.artists or ax.child_axes or not ax.get_visible()
     return not any(own) and not any(drawn(ax) for ax in figure.axes) and all(map(is_blank, figure.subfigs))
 
-# %% ../nbs/02_drawing.ipynb #9b7eb9a9
+# %% ../nbs/02_drawing.ipynb #b5783e7f
 def collect_figures() -> list:
     "Make `show` and `savefig` add their figures to the returned list, and let neither of them fail."
     import matplotlib.pyplot as plt
@@ -69,13 +69,13 @@ def collect_figures() -> list:
     Figure.savefig, plt.show, Figure.show = savefig, show, lambda figure, warn=True: keep(figure)
     return kept
 
-# %% ../nbs/02_drawing.ipynb #df75b07a
+# %% ../nbs/02_drawing.ipynb #1921bc19
 def open_figures() -> list:
     "The figures that pyplot holds open, in order."
     from matplotlib._pylab_helpers import Gcf
     return [m.canvas.figure for m in Gcf.get_all_fig_managers()]
 
-# %% ../nbs/02_drawing.ipynb #991100de
+# %% ../nbs/02_drawing.ipynb #33aeebf1
 MAX_SIDE, MAX_INCHES = 5120, 200  # pixels of a picture's longer side; inches of a figure's
 
 def to_png(figure) -> bytes:
@@ -93,12 +93,12 @@ def to_png(figure) -> bytes:
         if max(png_size(out.getvalue())) <= MAX_SIDE: return out.getvalue()
     raise ValueError(f"the picture would be longer than {MAX_SIDE} pixels; use a smaller figsize")
 
-# %% ../nbs/02_drawing.ipynb #e2a54b97
+# %% ../nbs/02_drawing.ipynb #9f8a2d1b
 def png_size(png: bytes) -> tuple[int, int]:
     "Width and height from a PNG's header, in pixels."
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
-# %% ../nbs/02_drawing.ipynb #081f55cf
+# %% ../nbs/02_drawing.ipynb #b3a78cb3
 def stack(pngs: list[bytes]) -> bytes:
     "Put pictures below each other, centred, on a transparent ground, as one RGBA PNG. Raises `ValueError` if too tall."
     from PIL import Image
@@ -112,12 +112,12 @@ def stack(pngs: list[bytes]) -> bytes:
     page.save(out := io.BytesIO(), "PNG")
     return out.getvalue()
 
-# %% ../nbs/02_drawing.ipynb #2a733b4d
+# %% ../nbs/02_drawing.ipynb #b63984c1
 class TimeUp(BaseException): "Raised by a timer in the middle of a model's code."
 
 def ring(*_): raise TimeUp
 
-# %% ../nbs/02_drawing.ipynb #86f97a20
+# %% ../nbs/02_drawing.ipynb #82a8f848
 def execute(code: str) -> list:
     "Run `code` in this process with plt, pd, sns and np imported. Returns its figures; raises what the code raises."
     import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
@@ -130,7 +130,7 @@ def execute(code: str) -> list:
     if drawn := [f for f in figures if not is_blank(f)]: return drawn
     raise ValueError("the code drew nothing: plot data, or put a picture or text on a figure")
 
-# %% ../nbs/02_drawing.ipynb #a5e919ff
+# %% ../nbs/02_drawing.ipynb #9b62393d
 def run(
     code: str,
     seconds: float,  # after this long the code is interrupted
@@ -148,7 +148,7 @@ def run(
     signal.setitimer(signal.ITIMER_REAL, 0)
     return dict(png=png, error=error, kind=kind, stdout=str(sys.stdout) if type(sys.stdout) is Printed else "")
 
-# %% ../nbs/02_drawing.ipynb #891dd426
+# %% ../nbs/02_drawing.ipynb #19f3bb40
 def fix_chance():
     "Make all random numbers of this process repeat, also those of generators without a seed."
     import numpy as np
@@ -156,7 +156,7 @@ def fix_chance():
     entropy.randbits = random.Random(0).getrandbits
     random.seed(0); np.random.seed(0)
 
-# %% ../nbs/02_drawing.ipynb #b28fc83c
+# %% ../nbs/02_drawing.ipynb #d5620363
 SCRIPTS = [["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"],
            ["Noto Sans Devanagari", "Lohit Devanagari"], ["Noto Sans Arabic", "Noto Naskh Arabic"], ["Noto Sans Bengali"],
            ["Noto Sans Tamil"], ["Noto Sans Telugu"], ["Noto Sans Thai", "Garuda"], ["Noto Emoji", "Symbola"]]
@@ -176,7 +176,7 @@ def add_fallback_fonts() -> list[str]:
     add_to_formulas(paths)
     return found
 
-# %% ../nbs/02_drawing.ipynb #6c572e58
+# %% ../nbs/02_drawing.ipynb #6dbe6c8b
 def add_to_formulas(paths: list):
     "Look up letters beyond Hebrew that the formula fonts lack in the fonts at `paths`."
     from matplotlib import _mathtext
@@ -190,7 +190,7 @@ def add_to_formulas(paths: list):
         return glyph
     for fonts in (_mathtext.UnicodeFonts, _mathtext.DejaVuFonts): fonts._get_glyph = with_fallback(fonts._get_glyph)
 
-# %% ../nbs/02_drawing.ipynb #c2229882
+# %% ../nbs/02_drawing.ipynb #1ccd511d
 SAMPLE = """
 fig, (a, b) = plt.subplots(1, 2)
 a.bar(["x", "y"], [1, 2], label="one"); a.set_title(r"$\\alpha_1^2 + \\frac{1}{2}$"); a.legend()
@@ -198,7 +198,7 @@ sns.scatterplot(x=[1, 2], y=[3, 4], ax=b); fig.colorbar(b.imshow(np.eye(3))); fi
 pd.DataFrame({"t": pd.date_range("2024-01-01", periods=3), "v": [1, 2, 3]}).plot(x="t", y="v", title="A b")
 """
 
-# %% ../nbs/02_drawing.ipynb #2504dd0c
+# %% ../nbs/02_drawing.ipynb #33511d7e
 def warm_up():
     "Import the plotting libraries, draw once, and freeze what is in memory so that forks share it."
     import matplotlib
@@ -214,7 +214,7 @@ def warm_up():
     matplotlib.rcdefaults()
     gc.collect(); gc.freeze()
 
-# %% ../nbs/02_drawing.ipynb #406afa0c
+# %% ../nbs/02_drawing.ipynb #65c62653
 STREAM = 3  # the child's one open file besides 0, 1 and 2, which lead nowhere
 
 def become_child(stream: int, folder: str, parent: int):
@@ -230,7 +230,7 @@ def become_child(stream: int, folder: str, parent: int):
     os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8", TZ="UTC", MPLBACKEND="agg")
     os.chdir(folder); os.umask(0o077)
 
-# %% ../nbs/02_drawing.ipynb #a0225704
+# %% ../nbs/02_drawing.ipynb #4c491eab
 def child(job: dict, stream: int, folder: str, parent: int, reads: list[str]|None):
     "Lock this process in, draw, send, and end. `reads` None: limits only."
     leave, transmit = os._exit, send  # the code may replace them
@@ -247,23 +247,23 @@ def child(job: dict, stream: int, folder: str, parent: int, reads: list[str]|Non
         transmit(STREAM, run(code, job["seconds"]))
     finally: leave(0)
 
-# %% ../nbs/02_drawing.ipynb #999cd083
+# %% ../nbs/02_drawing.ipynb #10621d54
 def receive(fd: int) -> bytes:
     "Read one message: 8 bytes of length, then the content."
     with open(fd, "rb", closefd=False) as f: return f.read(int.from_bytes(f.read(8)))
 
-# %% ../nbs/02_drawing.ipynb #191ce4b7
+# %% ../nbs/02_drawing.ipynb #23072a83
 def send(fd: int, result: dict):
     "Write a result: 8 bytes of length, a line of JSON, the PNG."
     png = result.pop("png") or b""
     content = json.dumps(result).encode() + b"\n" + png
     with open(fd, "wb", closefd=False) as f: f.write(len(content).to_bytes(8) + content)
 
-# %% ../nbs/02_drawing.ipynb #e9629910
+# %% ../nbs/02_drawing.ipynb #99b2d181
 TICK, GRACE = .05, .5                # seconds between looks at running children; from interrupting to killing
 FILES, THREADS = 64 * 2**20, 64      # bytes in a child's folder, and its threads
 
-# %% ../nbs/02_drawing.ipynb #62b70072
+# %% ../nbs/02_drawing.ipynb #2407f638
 class Job:
     "One running child: its process, its folder, and whom to tell how it ended."
     def __init__(self, ask, pid, status, folder):
@@ -277,7 +277,7 @@ class Job:
             try: stop(self.pid, signal.SIGKILL)
             except ProcessLookupError: pass
 
-# %% ../nbs/02_drawing.ipynb #76f77ef5
+# %% ../nbs/02_drawing.ipynb #88e0fdeb
 @patch
 def excess(self: Job) -> str:
     "What the child has too much of: 'timeout', 'files', 'threads' or ''."
@@ -289,7 +289,7 @@ def excess(self: Job) -> str:
     except OSError: return ""
     return "files" if sum(sizes) > FILES or len(sizes) >= 1000 else ""
 
-# %% ../nbs/02_drawing.ipynb #0d076b80
+# %% ../nbs/02_drawing.ipynb #c49de320
 class Warm:
     "The warm process: forks a child for each job until its asker goes away."
     def __init__(self, control, base, reads):
@@ -304,7 +304,7 @@ class Warm:
             for job in self.jobs:
                 if reason := job.excess(): job.kill(reason)
 
-# %% ../nbs/02_drawing.ipynb #d6ccf86b
+# %% ../nbs/02_drawing.ipynb #bc03ea7b
 @patch
 def begin(self: Warm):
     "Take one job from the socket and fork its child. Raises `EOFError` when there will be no more."
@@ -319,7 +319,7 @@ def begin(self: Warm):
     self.events.register(job.pidfd, selectors.EVENT_READ, lambda: self.end(job))
     self.events.register(job.status, selectors.EVENT_READ, lambda: self.abandon(job))
 
-# %% ../nbs/02_drawing.ipynb #4e9957f2
+# %% ../nbs/02_drawing.ipynb #31f0d89e
 @patch
 def abandon(self: Warm, job):
     "Its asker has closed the status socket."
@@ -339,7 +339,7 @@ def end(self: Warm, job):
     except OSError: pass
     job.status.close()
 
-# %% ../nbs/02_drawing.ipynb #f9f477f5
+# %% ../nbs/02_drawing.ipynb #9dd1dd32
 def kill_orphans(keep: set[int]):
     "Kill all children of this process but `keep`, and their children when they arrive here."
     while True:
@@ -349,19 +349,23 @@ def kill_orphans(keep: set[int]):
         if not orphans: return
         for pid in orphans: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
 
-# %% ../nbs/02_drawing.ipynb #da1c5ffe
+# %% ../nbs/02_drawing.ipynb #a12535af
 def main():
     "Warm up, say so, and serve. Arguments: socket, folder, isolation."
-    control, base = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    control, base, warm = socket.socket(fileno=int(sys.argv[1])), sys.argv[2], None
     try:
-        warm_up()
-        fonts = {os.path.dirname(f.fname) for f in sys.modules["matplotlib.font_manager"].fontManager.ttflist}
-        warm = Warm(control, base, readable(*fonts) if sys.argv[3] == "full" else None)
-        adopt_orphans()
-    except Exception as e: return control.send(f"{type(e).__name__}: {e}".encode())
-    control.send(b"ready")
-    try: warm.serve()
-    except (EOFError, ConnectionError): pass
+        warm = get_ready(control, base, sys.argv[3])
+        control.send(b"ready")
+        warm.serve()
+    except (EOFError, ConnectionError): pass  # the asker has gone
+    except Exception as e: control.send(f"{type(e).__name__}: {e}".encode())
     finally:
-        for job in warm.jobs: job.kill("closed")
+        for job in warm.jobs if warm else (): job.kill("closed")
         shutil.rmtree(base, ignore_errors=True)
+
+def get_ready(control, base, isolation) -> Warm:
+    "Warm up, and find out which folders hold fonts."
+    warm_up()
+    fonts = {os.path.dirname(f.fname) for f in sys.modules["matplotlib.font_manager"].fontManager.ttflist}
+    adopt_orphans()
+    return Warm(control, base, readable(*fonts) if isolation == "full" else None)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SECRET = "sk-secret-0123456789"
-REFERENCE = "plt.plot([1, 3, 2], label='$x^2$'); plt.title('unharmed'); plt.legend(); print(np.random.default_rng().integers(9))"
+REFERENCE = """plt.figure(figsize=(2, 1)); plt.plot([1, 3, 2]); plt.axis('off'); plt.text(0, 2, '$x^2$ unharmed')
+print(np.random.default_rng().integers(9))"""  # cheap, for it is drawn after each attack
 
 
 def open_up(needed):
@@ -124,7 +125,7 @@ def main():
     world = World(ask.home)
     files = [p for p in sorted((HERE / "attacks").glob("*.py")) if not ask.names or p.stem in ask.names]
     if ask.isolation == "limits": files = [p for p in files if "naked" in p.read_text().splitlines()[0].rpartition("|")[2]]
-    with Sandbox(workers=2, seconds=3, memory_mb=600, isolation=ask.isolation) as sandbox:
+    with Sandbox(workers=2, seconds=2, memory_mb=600, isolation=ask.isolation) as sandbox:
         reference = sandbox.draw(REFERENCE)
         assert reference.png, reference
         open_files = len(os.listdir("/proc/self/fd"))
@@ -148,5 +149,5 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.alarm(580)
+    signal.alarm(1500)
     main()

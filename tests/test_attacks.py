@@ -21,7 +21,7 @@ def runs():
     return {name: ({d["name"]: d for d in map(json.loads, out.splitlines())}, errors) for name, (out, errors) in said.items()}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1600)
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("user", USERS)
 def test_attack_is_refused(runs, user, attack):
