@@ -33,7 +33,7 @@ demo: setup
 test: setup
 	@$(BIN)/python tests/export_check.py
 	@$(BIN)/ruff check llmi_kit tests benchmarks
-	@$(BIN)/nbdev-test --n_workers 2
+	@$(BIN)/nbdev-test --n-workers 2
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 doctor: setup
