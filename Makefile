@@ -7,6 +7,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.llmi-ready
 PROFILE ?= cpu
 export HF_HUB_OFFLINE ?= 1
+# Threads that spin while they wait bring a busy machine to a stop.
+export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE   # imports of torch and friends are slow without their .pyc files
 
 .PHONY: setup demo test lab doctor readme benchmarks clean
@@ -30,6 +32,7 @@ demo: setup
 	@$(BIN)/snakemake --quiet all --cores 2 --config profile=$(PROFILE) -- demo
 	@cat results/$(PROFILE)/demo/summary.txt
 
+test: export OMP_NUM_THREADS ?= 1
 test: setup
 	@$(BIN)/python tests/export_check.py
 	@$(BIN)/ruff check llmi_kit tests benchmarks
