@@ -4,7 +4,7 @@
 __all__ = ['Pair', 'PROBE', 'PROPERTIES', 'CARD', 'encode', 'batches', 'pad_right', 'answer_loss', 'Recipe', 'with_lora',
            'gradient', 'train', 'plotted', 'plots', 'Check', 'check', 'summary', 'evaluate', 'save']
 
-# %% ../nbs/13_warmup.ipynb #6803294d
+# %% ../nbs/13_warmup.ipynb #50dfc6df
 import json, platform, random
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from .document import instructions, parse
 from .questions import Row
 from .sandbox import Sandbox
 
-# %% ../nbs/13_warmup.ipynb #81339333
+# %% ../nbs/13_warmup.ipynb #b83e5c13
 Pair = tuple[list[int], list[int]]  # token ids of a question and of its answer
 
 def encode(
@@ -41,7 +41,7 @@ def encode(
         pairs.append((asked[len(prefix):], whole[len(asked):end]))
     return prefix, pairs
 
-# %% ../nbs/13_warmup.ipynb #16de8aa6
+# %% ../nbs/13_warmup.ipynb #65aa3617
 def batches(
     pairs: list[Pair],
     size: int,
@@ -60,7 +60,7 @@ def batches(
             chunks += part
         yield from ([pairs[k] for k in chunk] for chunk in chunks)
 
-# %% ../nbs/13_warmup.ipynb #1f6b4c8e
+# %% ../nbs/13_warmup.ipynb #bc186201
 def pad_right(
     batch: list[Pair],
     pad: int,           # padding token
@@ -71,7 +71,7 @@ def pad_right(
     ids, mask = [fill(q + a, pad) for q, a in batch], [fill([1]*len(q + a), 0) for q, a in batch]
     return torch.tensor(ids), torch.tensor(mask), torch.tensor([fill([-100]*len(q) + a, -100) for q, a in batch])
 
-# %% ../nbs/13_warmup.ipynb #9e3cae04
+# %% ../nbs/13_warmup.ipynb #6b1aeb76
 def answer_loss(
     model,              # with or without LoRA
     prefix: list[int],  # token ids of the system prompt
@@ -88,10 +88,10 @@ def answer_loss(
     learned = labels[:, 1:] != -100     # the head, a quarter of all weights, only where there is something to learn
     return cross_entropy(whole.lm_head(hidden[:, :-1][learned]).float(), labels[:, 1:][learned], reduction='sum')
 
-# %% ../nbs/13_warmup.ipynb #c0fe8641
+# %% ../nbs/13_warmup.ipynb #d13faf9b
 class Recipe(BaseModel):
     "Everything that determines the adapter, besides the rows."
-    steps: int = 160
+    steps: int = 80
     batch: int = 8
     lr: float = 1.5e-3      # highest learning rate
     rank: int = 16
@@ -104,7 +104,7 @@ class Recipe(BaseModel):
         "Learning rate at a step, counted from 0: it rises, stays, falls."
         return self.lr*min((step + 1)/self.warmup, 1, max(.02, (self.steps - step)/(self.decay*self.steps)))
 
-# %% ../nbs/13_warmup.ipynb #3a699ce2
+# %% ../nbs/13_warmup.ipynb #2e61f8ad
 def with_lora(model, recipe: Recipe):
     "The model with fresh, trainable LoRA weights; the first answer is still the backbone's own."
     torch.manual_seed(recipe.seed)
@@ -112,7 +112,7 @@ def with_lora(model, recipe: Recipe):
     return get_peft_model(model, LoraConfig(r=recipe.rank, lora_alpha=2*recipe.rank, task_type='CAUSAL_LM', layers_to_transform=layers,
         target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']))
 
-# %% ../nbs/13_warmup.ipynb #cf5f9cb2
+# %% ../nbs/13_warmup.ipynb #caa8b770
 def gradient(model, prefix, batch, pad, workers: int = 2) -> tuple[float, list[torch.Tensor]]:
     "Mean loss of an answer's token and its gradient, computed on `workers` threads at once."
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -124,7 +124,7 @@ def gradient(model, prefix, batch, pad, workers: int = 2) -> tuple[float, list[t
     n = sum(len(a) for _, a in batch)
     return sum(losses)/n, [sum(g)/n for g in zip(*grads, strict=True)]
 
-# %% ../nbs/13_warmup.ipynb #58ff5392
+# %% ../nbs/13_warmup.ipynb #be59ab0d
 def train(
     model, tokenizer,
     rows: list[Row],
@@ -146,7 +146,7 @@ def train(
         losses.append(loss); tell(step, loss)
     return model.eval(), losses
 
-# %% ../nbs/13_warmup.ipynb #b93f37a8
+# %% ../nbs/13_warmup.ipynb #5beafe91
 PROBE = """
 import json
 def plotted(ax):
@@ -171,7 +171,7 @@ def plotted(
     found = [line for line in lines if line.startswith('plotted ')]
     return tuple(json.loads(found[-1][8:])) if found else None
 
-# %% ../nbs/13_warmup.ipynb #9694b12e
+# %% ../nbs/13_warmup.ipynb #6e95ae69
 def plots(found, labels: list[str], values: list[float]) -> bool:
     "Does the chart show exactly these numbers under these labels? A pie only shows their proportions."
     if not found or len(found[1]) != len(values): return False
@@ -181,7 +181,7 @@ def plots(found, labels: list[str], values: list[float]) -> bool:
     same = [abs(v - w*scale) <= tolerance*max(1, abs(v)) for v, w in zip(values, numbers, strict=True)]
     return all(same) and names == labels
 
-# %% ../nbs/13_warmup.ipynb #9d21f784
+# %% ../nbs/13_warmup.ipynb #b4aeb025
 class Check(BaseModel):
     "What is right about one answer; None where the question does not ask for it."
     valid: int                      # tags that obey the protocol
@@ -193,7 +193,7 @@ class Check(BaseModel):
     instruction: bool | None = None # and the right instruction
     ended: bool = True              # the answer came to its end
 
-# %% ../nbs/13_warmup.ipynb #097b911a
+# %% ../nbs/13_warmup.ipynb #e38e7553
 def check(
     row: Row,
     text: str,          # the answer
@@ -210,7 +210,7 @@ def check(
         index=[i for i, _ in edits] == [i for i, _ in row.edits] if row.edits else None,
         instruction=[p for _, p in edits] == [p for _, p in row.edits] if row.edits else None)
 
-# %% ../nbs/13_warmup.ipynb #8137ae05
+# %% ../nbs/13_warmup.ipynb #5c477428
 PROPERTIES = dict(tools='right tools', numbers='chart plots the numbers', query='right query', index='right image',
                   instruction='right instruction', ended='came to an end')
 
@@ -222,7 +222,7 @@ def summary(checks: list[Check]) -> dict[str, tuple[float, int]]:
         if asked: shares[name] = (sum(asked)/len(asked), len(asked))
     return shares
 
-# %% ../nbs/13_warmup.ipynb #99dfde76
+# %% ../nbs/13_warmup.ipynb #b5c48dcf
 async def evaluate(
     chat,                   # with `write`, as LocalChat
     rows: list[Row],
@@ -238,7 +238,7 @@ async def evaluate(
                   for r, a in zip(rows, answers, strict=True)]
     return summary(checks), [a.text for a in answers], checks
 
-# %% ../nbs/13_warmup.ipynb #8662f27c
+# %% ../nbs/13_warmup.ipynb #7da5b7cb
 CARD = """---
 license: apache-2.0
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -260,7 +260,7 @@ On {asked} held-out questions with other names, numbers and wordings (greedy):
 `metrics.json` has the whole record.
 """
 
-# %% ../nbs/13_warmup.ipynb #707bb4f3
+# %% ../nbs/13_warmup.ipynb #f228f0c6
 def save(
     model,
     folder: Path,

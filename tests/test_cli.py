@@ -112,7 +112,7 @@ def test_a_broken_settings_file_is_named(tmp_path):
 
 @pytest.mark.timeout(600)
 def test_generate_writes_a_report_offline(tmp_path):
-    done = llmi('generate', 'Show me a picture of a cat.', '--out', tmp_path/'r', '--seed', 1, HF_HUB_OFFLINE='1')
+    done = llmi('generate', 'What does Chelsea the cat look like?', '--out', tmp_path/'r', '--seed', 1, HF_HUB_OFFLINE='1')
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path/'r'/'document.json').read_text())
     assert [t['source'] for t in document['tags']] == ['search']
