@@ -121,7 +121,8 @@ def test_generate_writes_a_report_offline(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
-def test_a_dead_chat_server_is_exit_code_1(tmp_path):
+def test_a_dead_chat_server_is_named_before_anything_is_written(tmp_path):
     (tmp_path/'settings.ini').write_text('[llmi_kit]\n[cpu]\nserver = http://127.0.0.1:9/v1\nbackbone = any\nchat_key =\n')
     code, said = mistake('generate', 'Why?', '--out', tmp_path/'r', LLMI_SETTINGS=str(tmp_path/'settings.ini'))
-    assert code == 1 and 'no answer was written' in said and '\n' not in said
+    assert code == 2 and 'no chat server answers at http://127.0.0.1:9/v1' in said and '\n' not in said
+    assert not (tmp_path/'r').exists()
