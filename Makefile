@@ -7,6 +7,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.llmi-ready
 PROFILE ?= cpu
 export HF_HUB_OFFLINE ?= 1
+# The rules of the Snakefile call papermill by name.
+export PATH := $(abspath $(BIN)):$(PATH)
 # Threads that spin while they wait bring a busy machine to a stop.
 export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE   # imports of torch and friends are slow without their .pyc files
