@@ -62,7 +62,8 @@ class World:
 
     def rebuild(self):
         if self.victim: self.victim.kill(); self.victim.wait()
-        self.victim = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        self.victim = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for p in self.folder.iterdir():
             if p.name != "socket": shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
         (self.folder / "key.txt").write_text(SECRET)
@@ -114,15 +115,14 @@ def settled(warm):
     return sorted(left)
 
 
-def main():
-    ask = argparse.ArgumentParser()
-    ask.add_argument("isolation"); ask.add_argument("names", nargs="*")
-    ask.add_argument("--user", type=int); ask.add_argument("--home", default=os.path.expanduser("~"))
-    ask = ask.parse_args()
-    if ask.user: become_ordinary(ask.user)
-    os.environ["LLMI_ATTACK"] = SECRET
-    from llmi_kit.sandbox import Sandbox
-    world = World(ask.home)
+def peak_mb():
+    "Most memory that this program has held. Not ru_maxrss: that one starts with what the forking parent held before exec."
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+    return int(line.split()[1]) >> 10
+
+
+def run(ask, world, Sandbox):
+    "Each attack, and a drawing after it."
     files = [p for p in sorted((HERE / "attacks").glob("*.py")) if not ask.names or p.stem in ask.names]
     if ask.isolation == "limits": files = [p for p in files if "naked" in p.read_text().splitlines()[0].rpartition("|")[2]]
     with Sandbox(workers=2, seconds=2, memory_mb=600, isolation=ask.isolation) as sandbox:
@@ -142,9 +142,21 @@ def main():
                 kind=drawing.kind, seconds=round(seconds, 2), left=left, harmed=repr(state) if state != world.before else "",
                 restarted=sandbox._warm.process.pid != warm, unharmed=after.png == reference.png and after.stdout == reference.stdout,
                 after=after.error, folders=len(os.listdir(sandbox._warm.base)), files=len(os.listdir("/proc/self/fd")) - open_files,
-                peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)), flush=True)
+                peak_mb=peak_mb())), flush=True)
             if state != world.before or ask.isolation == "limits": world.rebuild()
-    world.close()
+
+
+def main():
+    ask = argparse.ArgumentParser()
+    ask.add_argument("isolation"); ask.add_argument("names", nargs="*")
+    ask.add_argument("--user", type=int); ask.add_argument("--home", default=os.path.expanduser("~"))
+    ask = ask.parse_args()
+    if ask.user: become_ordinary(ask.user)
+    os.environ["LLMI_ATTACK"] = SECRET
+    from llmi_kit.sandbox import Sandbox
+    world = World(ask.home)
+    try: run(ask, world, Sandbox)
+    finally: world.close()
     if ask.home.startswith(tempfile.gettempdir()): shutil.rmtree(ask.home, ignore_errors=True)
 
 
