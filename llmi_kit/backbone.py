@@ -52,6 +52,7 @@ def _convert(folder):
         _mend(model, tokenizer)
         model.save_pretrained(folder); tokenizer.save_pretrained(folder)
 
+# %% ../nbs/07_backbone.ipynb #f3542fc6
 def _mend(model, tokenizer):
     "What the GGUF file leaves out: single digits, a padding token of its own, the length limit, names without paths."
     from tokenizers import pre_tokenizers as pre
@@ -84,6 +85,7 @@ def native_dtype(device: str) -> torch.dtype:
     emulated = str(device).startswith('cpu') and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return torch.float32 if emulated else torch.bfloat16
 
+# %% ../nbs/07_backbone.ipynb #2fbab04a
 def _weights(quantization, dtype):
     if quantization == 'none': return {}
     if quantization != 'nf4': raise BackboneError(f"there is no quantization '{quantization}': choose none or nf4")
@@ -92,6 +94,7 @@ def _weights(quantization, dtype):
     return dict(quantization_config=BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True))
 
+# %% ../nbs/07_backbone.ipynb #54209dfa
 def _sees(config):
     "Does this architecture take images?"
     return type(config) in AutoModelForImageTextToText._model_mapping.keys()
@@ -104,6 +107,7 @@ def _place(backbone):
     if backbone.startswith(('/', '.', '~')): raise BackboneError(f'there is no folder {backbone}: give a model folder or a name on the hub')
     return backbone, {}
 
+# %% ../nbs/07_backbone.ipynb #bfcf97c7
 def load(
     backbone: str,              # `embedded`, a folder, or a name on the model hub
     quantization: str = 'none', # none or nf4 (bitsandbytes, on CPU and GPU)
@@ -129,10 +133,12 @@ def load(
         hint = '' if not sees or importlib.util.find_spec('torchvision') else ' (models that see often need `pip install torchvision`)'
         raise BackboneError(f"backbone '{backbone}' can't be loaded{hint}: {_first_sentence(e)}") from e
 
+# %% ../nbs/07_backbone.ipynb #da185186
 def _fits(adapter, backbone):
     if adapter == 'embedded' != backbone:
         raise BackboneError(f"the embedded adapter fits the embedded backbone only: set adapter = (nothing) for '{backbone}', or a folder")
 
+# %% ../nbs/07_backbone.ipynb #1508ed2f
 def _left(words):
     "Answers continue on the right, so batches are padded on the left."
     tokenizer = getattr(words, 'tokenizer', words)
@@ -141,6 +147,7 @@ def _left(words):
     tokenizer.deprecation_warnings['sequence-length-is-longer-than-the-specified-maximum'] = True
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
 
+# %% ../nbs/07_backbone.ipynb #6bb0c4d6
 def _first_sentence(e): return ' '.join(str(e).split())[:240] or type(e).__name__
 
 # %% ../nbs/07_backbone.ipynb #2271ed4b
@@ -154,6 +161,7 @@ def adapter_folder(
     if adapter == 'embedded': return None
     raise BackboneError(f"there is no adapter in '{adapter}': give a folder with adapter_config.json in it, or set adapter = (nothing)")
 
+# %% ../nbs/07_backbone.ipynb #47b81f8e
 def _with_adapter(model, adapter):
     from peft import PeftModel
     folder = adapter_folder(adapter)

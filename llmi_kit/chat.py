@@ -31,6 +31,7 @@ class Message(BaseModel):
     images: tuple[Picture, ...] = ()    # shown before the text; only for models that see
     def __init__(self, role, text, images=(), **kwargs): super().__init__(role=role, text=text, images=images, **kwargs)
 
+# %% ../nbs/07_chat.ipynb #a3c029cb
 class Completion(BaseModel):
     "One answer. Its parts add up over the answers of a call to what the call took and cost."
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class Completion(BaseModel):
     cost: float = 0.        # USD
     seconds: float = 0.     # from the call to this answer
 
+# %% ../nbs/07_chat.ipynb #fd2ec68d
 def copies(
     answer: Completion | Failure,
     n: int,
@@ -59,6 +61,7 @@ class Chat:
         return dict(temperature=self.temperature if temperature is None else temperature,
                     max_tokens=max_tokens or self.max_tokens, stop=[stop] if isinstance(stop, str) else list(stop or []))
 
+# %% ../nbs/07_chat.ipynb #8f88eca3
 @patch
 async def write(self: Chat,
     conversations: list[list[Message]],
@@ -126,6 +129,7 @@ def _shown(picture):
     image.thumbnail((MAX_IMAGE, MAX_IMAGE))
     return image.convert('RGB')
 
+# %% ../nbs/07_chat.ipynb #9ffeecda
 @patch
 def encode(self: LocalChat, messages: list[Message]) -> dict | Failure:
     "Model inputs of one conversation, or why there are none: `input_ids` (1, tokens) and whatever a processor adds."
@@ -144,11 +148,13 @@ def encode(self: LocalChat, messages: list[Message]) -> dict | Failure:
     return Failure(kind='invalid', message=f"the conversation has {size:,} tokens and backbone '{self.backbone}' takes at most "
                    f"{limit:,} with its answer: shorten it")
 
+# %% ../nbs/07_chat.ipynb #f253d496
 def _content(message, tokenizer, sees):
     text = plain_text(message.text, tokenizer)
     if not sees: return text
     return [*(dict(type='image', image=_shown(p)) for p in message.images), dict(type='text', text=text)]
 
+# %% ../nbs/07_chat.ipynb #f7f506bc
 @patch
 def _limit(self: LocalChat) -> int:
     "Tokens that prompt and answer may have together."
@@ -164,6 +170,7 @@ class Row(NamedTuple):
     seed: int       # as the caller sees it
     noise: int      # seed of its noise
 
+# %% ../nbs/07_chat.ipynb #77ea93b2
 @patch
 def _part(self: LocalChat, rows, start, halt, temperature, stop, pieces):
     "Write one batch; if memory runs out, its halves."
@@ -197,6 +204,7 @@ def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens,
         if halt.is_set(): break
     return answers if temperature else [copies(a[0], n) for a in answers]
 
+# %% ../nbs/07_chat.ipynb #7c8e68b7
 def _noise(seed, messages):
     "Seed of one answer's noise: different questions draw different noise."
     return derive_seed(seed, *((m.role, m.text, *(p.sha256 for p in m.images)) for m in messages))
@@ -259,6 +267,7 @@ def server_failure(
     return Failure(kind=kind, message=sentence.format(server=server, model=model, key=key, said=said, status=status),
                    transient=isinstance(error, PASSING) and kind != 'refused', retry_after=_pause(error))
 
+# %% ../nbs/07_chat.ipynb #f7ed2b6b
 def _pause(error):
     try: return float(error.response.headers['retry-after'])
     except (AttributeError, KeyError, ValueError): return None      # no answer, no header, or a date
@@ -330,6 +339,7 @@ def _completion(self: ServerChat, text, reason, read, written, seed, start) -> C
     return Completion(text=text, tokens_in=read, tokens_out=written, finish_reason=reason or 'stop', seed=seed,
                       cost=cost, seconds=seconds)
 
+# %% ../nbs/07_chat.ipynb #b4b227bd
 @patch
 def _completions(self: ServerChat, reply, seed, start) -> list[Completion | Failure]:
     "What a reply holds. Raises AttributeError or TypeError for what is no chat completion."
@@ -337,6 +347,7 @@ def _completions(self: ServerChat, reply, seed, start) -> list[Completion | Fail
     return [self._completion(text, c.finish_reason, read if i == 0 else 0, out, seed, start)
             for i, (c, text, out) in enumerate(zip(reply.choices, texts, shares(written, [len(t) for t in texts]), strict=True))]
 
+# %% ../nbs/07_chat.ipynb #d088d46d
 def _counted(usage): return (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
 
 # %% ../nbs/07_chat.ipynb #e73d850b
@@ -363,6 +374,7 @@ async def _answers(self: ServerChat, messages, n, seed, **how):
     more = [self._ask(messages, 1, derive_seed(seed, k), **how) for k in range(len(first), n)]
     return first + [(a or [NOTHING])[0] for a in await asyncio.gather(*more)]
 
+# %% ../nbs/07_chat.ipynb #6ac69433
 NOTHING = Failure(kind='network', transient=True, message='the server sent no answer at all: try again')
 
 @patch

@@ -30,6 +30,7 @@ def _leave(message, code):
     typer.echo(f'llmi: {message}', err=True)
     raise typer.Exit(code)
 
+# %% ../nbs/30_cli.ipynb #7c039239
 @contextmanager
 def _manners(out: Path | None = None):
     from llmi_kit.writer import UnusableInput
@@ -42,6 +43,7 @@ def _manners(out: Path | None = None):
         if out is None or not str(e.filename or '').startswith(str(out)): raise
         _leave(f'the report could not be written to {out}: {e.strerror}', 1)
 
+# %% ../nbs/30_cli.ipynb #944b8d38
 def _writable(out):
     "Can a report be put here? Nothing is made yet: a mistake further on should leave no empty folder."
     from llmi_kit.writer import UnusableInput
@@ -72,11 +74,13 @@ def _summary(document, report):
     for i, tag in enumerate(document.tags, 1):
         if isinstance(tag.result, Failure): typer.echo(f'  picture {i} ({tag.source or "?"}) failed, {tag.result}')
 
+# %% ../nbs/30_cli.ipynb #dfa94c9d
 def _write(document, out, **facts):
     from llmi_kit.report import write_report
     report = write_report(document, out, date=datetime.now().astimezone(), **facts)
     _summary(document, report)
 
+# %% ../nbs/30_cli.ipynb #83471473
 @app.command()
 def generate(
     question: Annotated[str, typer.Argument(help='What you want to know.')],
@@ -110,6 +114,7 @@ def _answer(file, inputs):
     pictures = read_inputs(inputs)
     return parse(text, len(pictures)).model_copy(update=dict(inputs=pictures))
 
+# %% ../nbs/30_cli.ipynb #c06883cf
 @app.command()
 def render(
     answer_file: Annotated[Path, typer.Argument(metavar='ANSWER_FILE', help='Markdown with tags, a document.json, or - for stdin.')],
@@ -132,6 +137,7 @@ def _hardware():
     gpu = ', '.join(f'{g.name} {g.total_memory / 2**30:.0f} GB' for g in gpus) or 'no GPU'
     return f'{os.cpu_count()} cores, {memory:.0f} GB memory, {gpu}, {platform.system()} {platform.release()}'
 
+# %% ../nbs/30_cli.ipynb #a3f6e8c9
 def _versions():
     def of(name):
         try: return f'{name} {version(name)}'
@@ -139,8 +145,10 @@ def _versions():
     names = 'torch transformers peft trl bitsandbytes diffusers openai nbdev'
     return f'llmi_kit {__version__}, Python {platform.python_version()}, ' + ', '.join(of(n) for n in names.split())
 
+# %% ../nbs/30_cli.ipynb #e1dd02d2
 def _line(name, missing): typer.echo(f"{name:10} {'ready' if missing is None else 'missing: ' + missing}")
 
+# %% ../nbs/30_cli.ipynb #ca407290
 @app.command()
 def doctor(profile: ProfileName = None):
     "Say what this profile needs, what is ready here, and how to get what is missing."

@@ -68,6 +68,7 @@ class Profile(Settings):
 class SettingsError(ValueError):
     "settings.ini can't be used as it stands; the message says which line and what to write."
 
+# %% ../nbs/00_config.ipynb #5c3a33cd
 def settings_file() -> Path | None:
     "`$LLMI_SETTINGS`, else the first settings.ini with a [llmi_kit] section in this folder or one above."
     if named := os.environ.get('LLMI_SETTINGS'): return Path(named)
@@ -75,6 +76,7 @@ def settings_file() -> Path | None:
     found = (d/'settings.ini' for d in (here, *here.parents))
     return next((f for f in found if f.is_file() and '[llmi_kit]' in f.read_text(errors='replace')), None)
 
+# %% ../nbs/00_config.ipynb #466124f6
 def _sections(file):
     ini = ConfigParser(default_section='-', interpolation=None)     # a % in an address is only a %
     try: ini.read_string(Path(file).read_text(), source=Path(file).name)
@@ -164,6 +166,7 @@ LEASE = 600     # seconds after which a flight counts as lost even if its proces
 
 def _me(): return f'{socket.gethostname()}:{os.getpid()}:{time.time() + LEASE:.0f}'
 
+# %% ../nbs/00_config.ipynb #620bb567
 def _lost(flight):
     "Is the process of this flight gone, or its lease over?"
     host, pid, until = flight.rsplit(':', 2)
@@ -174,6 +177,7 @@ def _lost(flight):
     except PermissionError: pass        # somebody else's process: alive
     return False
 
+# %% ../nbs/00_config.ipynb #b984bafd
 @asynccontextmanager
 async def _flight(disk, key):
     "Hold the one flight of `key`; wait while another process or task holds it."

@@ -141,13 +141,17 @@ bpf 321 280|perf_event_open 298 241|userfaultfd 323 282|flock 73 32|setsid 112 1
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000  # what a filter may answer
 
 def _load(offset): return struct.pack("HBBI", 0x20, 0, 0, offset)
+
 def _mask(bits): return struct.pack("HBBI", 0x54, 0, 0, bits)
+
 def _answer(value): return struct.pack("HBBI", 0x06, 0, 0, value)
 
+# %% ../nbs/02_confine.ipynb #d5751b47
 def _when(value, then, test=0x15):
     "Run the instructions `then` if the loaded number equals `value`; each instruction has 8 bytes."
     return struct.pack("HBBI", test, 0, len(then) // 8, value) + then
 
+# %% ../nbs/02_confine.ipynb #275bc8bd
 def _argument(n, values, mask=0xFFFFFFFF, found=_ALLOW, other=_ERROR | errno.EPERM):
     "Answer by the low half of argument `n`: `found` for these values, else `other`."
     return _load(16 + 8 * n) + _mask(mask) + b"".join(_when(v, _answer(found)) for v in values) + _answer(other)
@@ -207,6 +211,7 @@ def drop_capabilities():
     capset = {"x86_64": 126, "aarch64": 91}[platform.machine()]
     syscall(capset, struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
+# %% ../nbs/02_confine.ipynb #efe0049e
 def confine(
     folder: str,           # the only folder that may be written
     reads: list[str],      # what may be read, see `readable`
@@ -230,6 +235,7 @@ def layers() -> dict:
     if not found["seccomp"]: missing.append("seccomp filters are missing: the kernel needs CONFIG_SECCOMP_FILTER")
     return found | dict(missing=missing)
 
+# %% ../nbs/02_confine.ipynb #a8880c6d
 def _has_seccomp():
     "Ask the kernel for a filter at address 0: EFAULT means that filters exist."
     if sys.platform != "linux": return False

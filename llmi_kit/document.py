@@ -21,20 +21,24 @@ class Params(BaseModel):
     "What one kind of tag asks for: exactly these keys, exactly these types. Derive from it to add a source."
     model_config = ConfigDict(strict=True, extra='forbid', frozen=True)
 
+# %% ../nbs/01_document.ipynb #173d0e0a
 Words = Annotated[str, Field(pattern=r'\S')]    # blank text asks for nothing
 
 class Diffusion(Params):
     "original, imagined or stylised pictures; describe subject, style, light and composition"
     prompt: Words
 
+# %% ../nbs/01_document.ipynb #7f56bd24
 class Search(Params):
     "real things: places, people, animals, products, maps, events, existing diagrams; write what you would type into an image search"
     query: Words
 
+# %% ../nbs/01_document.ipynb #5aedc755
 class Code(Params):
     "charts and plots of data; Python, where `plt`, `np`, `pd` and `sns` are already imported; end without `plt.show()` or `savefig`"
     code: Words
 
+# %% ../nbs/01_document.ipynb #3747a0c8
 class Edit(Params):
     "change a picture that stands before the tag; `img_index` counts the given pictures first, from 0, then your own tags in order"
     img_index: int = Field(ge=0)
@@ -75,6 +79,7 @@ class Quoted(NamedTuple):
         for spelt, meant in ESCAPES.items(): said = said.replace(spelt, meant)
         return POINT.sub(_point, said).replace(HELD, '\\')
 
+# %% ../nbs/01_document.ipynb #4e8c0d02
 def _verbatim(text): return Quoted(text.replace('\\', '\\\\'))
 
 # %% ../nbs/01_document.ipynb #07ea6b95
@@ -85,6 +90,7 @@ def _quoted(token):
     n = 3 if len(inner) > 5 and inner[:3] in ("'''", '"""') else 1
     return (_verbatim if token[0] in 'rR' else Quoted)(inner[n:-n])
 
+# %% ../nbs/01_document.ipynb #9bc72609
 def _value(m):
     kind, token = m.lastgroup, m[m.lastgroup]
     if kind == 'string': return _quoted(token)
@@ -130,10 +136,12 @@ def _is_python(code):
     "Does every string close on its line, with no quote or backslash left over? Cheap, and enough to tell readings apart."
     return not re.search(r"""['"\\]""", SOUND.sub(' ', code))
 
+# %% ../nbs/01_document.ipynb #b3ee7a7b
 def _with_lines(code):
     "Turn a spelt-out newline between statements into a real one, if the code is all on one line."
     return code if '\n' in code or '\\' not in code else SPELT.sub(lambda m: m[1] or ESCAPES['\\' + m[2]], code)
 
+# %% ../nbs/01_document.ipynb #b5e069bb
 def _code(readings):
     "The first of some readings that is Python, or None."
     return next((code for code in map(_with_lines, readings) if _is_python(code)), None)
@@ -189,6 +197,7 @@ def _plain(value, key=''):
     if not isinstance(value, Quoted): return value
     return (key == 'code' and _code((value.text, value.raw))) or value.text
 
+# %% ../nbs/01_document.ipynb #599dd7c6
 def _read(body):
     "A tag's body as a dict. Raises ValueError with one sentence."
     if not body.strip(): raise ValueError("the tag is empty: write {'source': ..., 'description': ..., 'params': {...}} in it")
@@ -206,6 +215,7 @@ KEYS = ('source', 'description', 'params')
 
 def _shape(model): return '{' + ', '.join(f"'{k}': {f.annotation.__name__}" for k, f in model.model_fields.items()) + '}'
 
+# %% ../nbs/01_document.ipynb #44d21f0f
 def _params_fault(source, params):
     "What is wrong with the params of a known source, or None."
     try: PARAMS[source].model_validate(params)
@@ -251,6 +261,7 @@ def _from_json(value):
 def _to_json(text):
     return dict(utf8=base64.b64encode(text.encode('utf8', 'surrogatepass')).decode()) if SURROGATE.search(text) else text
 
+# %% ../nbs/01_document.ipynb #1f8f88fb
 # any str at all; one that is not valid Unicode becomes base64 in JSON
 Text = Annotated[str, PlainValidator(_from_json), PlainSerializer(_to_json, return_type=Any, when_used='json')]
 
@@ -262,6 +273,7 @@ class Call(BaseModel):
     tries: int = 1
     cached: bool = False
 
+# %% ../nbs/01_document.ipynb #02d81682
 class Tag(BaseModel):
     "One place for a picture: what was asked, what is wrong with it, what came of it."
     start: int                      # of the whole tag, in characters of the answer
@@ -314,6 +326,7 @@ def _unclosed_end(answer, mark, limit):
     blank = answer.find('\n\n', mark.end(), limit)
     return limit if blank < 0 else blank
 
+# %% ../nbs/01_document.ipynb #31ca20de
 def _span(answer, marks, i):
     "(start, end, body, closed) of the tag that `marks[i]` opens."
     ahead = [m.start() for m in marks[i + 1:i + 1 + WINDOW]] + [len(answer)]

@@ -325,6 +325,7 @@ def abandon(self: Warm, job):
     "Its asker has closed the status socket."
     if job in self.jobs: self.events.unregister(job.status); job.kill("abandoned")
 
+# %% ../nbs/02_drawing.ipynb #3ef4ad7a
 @patch
 def end(self: Warm, job):
     "Bury the child, remove its folder, tell the asker."
@@ -363,6 +364,7 @@ def main():
         for job in warm.jobs if warm else (): job.kill("closed")
         shutil.rmtree(base, ignore_errors=True)
 
+# %% ../nbs/02_drawing.ipynb #04d4eda1
 def get_ready(control, base, isolation) -> Warm:
     "Warm up, and find out which folders hold fonts."
     warm_up()

@@ -27,6 +27,7 @@ class Credit:
     text: str
     url: str = ''
 
+# %% ../nbs/08_figure.ipynb #870f7c4a
 @dataclass
 class Figure:
     "All that a report says about one picture or failure."
@@ -59,6 +60,7 @@ def clip(
     text = ' '.join(sound(str(text)[:4 * most]).split())
     return text if len(text) <= most else text[:most - 1] + '…'
 
+# %% ../nbs/08_figure.ipynb #baa667e6
 def _bare(text):
     "Without HTML."
     return clip(html.unescape(nh3.clean(sound(text[:4000]), tags=set())) if '<' in text else text, 200)
@@ -83,6 +85,7 @@ def _source(origin, caption):
     text = _bare(origin.title) if clip(origin.title) != caption else ''
     return [Credit(text or urlsplit(page).hostname, page)] if text or page else []
 
+# %% ../nbs/08_figure.ipynb #fc66e2e9
 def _original(figure):
     "The credit of a photograph stays with every edit of it."
     base = figure.base
@@ -133,6 +136,7 @@ def _of_input(i, picture):
     figure.credit = credits(figure)
     return figure
 
+# %% ../nbs/08_figure.ipynb #484da528
 def _of_tag(i, tag, pool):
     "The figure of tag i (from 1); pool holds the inputs' figures and those before it."
     tool = tag.source if tag.source in TOOLS else 'unknown'
@@ -142,6 +146,7 @@ def _of_tag(i, tag, pool):
     figure.code_label, figure.code = _asked(tag)
     return figure
 
+# %% ../nbs/08_figure.ipynb #3c508afd
 def _made(figure, tag, pool):
     "With its picture, credits, and what it was made from."
     index = tag.params.get('img_index') if figure.tool == 'edit' else None
@@ -194,6 +199,7 @@ def _shape(figure, clear):
     shape = dict(card=clear, chart=figure.tool == 'code', fill=figure.width >= 440, wide=ratio > 1.9 and figure.width > 900)
     return ' '.join(name for name, holds in shape.items() if holds)
 
+# %% ../nbs/08_figure.ipynb #0606a88c
 def show(
     figure: Figure,
     side: int,      # px, at most

@@ -44,6 +44,7 @@ def _card(question, document, report, folder):
     return dict(question=question, counts=counts(document), href=Path(os.path.relpath(report, folder)).as_posix(),
                 thumbnails=[thumbnail(p) for p in (made or document.inputs)[:MOST]])
 
+# %% ../nbs/08_gallery.ipynb #0cee97f7
 def write_gallery(
     shelf: list[tuple[str, Document, Path]],    # question, document and the report.html of each
     folder: str | Path,                         # gets index.html
@@ -53,8 +54,8 @@ def write_gallery(
     "Write index.html with a card for each report. Raises OSError if the folder can't be written."
     css = asset('report.css').read_text() + asset('gallery.css').read_text()
     page = Environment(loader=FileSystemLoader(asset('')), autoescape=True).get_template('gallery.html')
-    text = page.render(title=title, kicker=note, style=Markup(css), entries=[_card(*entry, folder) for entry in shelf],
-                       style_hash='sha256-' + b64encode(sha256(css.encode()).digest()).decode())
+    text = page.render(p=dict(title=title, kicker=note, style=Markup(css), entries=[_card(*entry, folder) for entry in shelf],
+                              style_hash='sha256-' + b64encode(sha256(css.encode()).digest()).decode()))
     file = Path(folder)/'index.html'
     file.write_text(text, encoding='utf-8')
     return file

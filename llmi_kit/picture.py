@@ -109,6 +109,7 @@ def _header(data, max_side, min_side):
         im.load()       # a truncated file fails here, now that its size is known to be harmless
         return MIMES[im.format], ImageOps.exif_transpose(im).size
 
+# %% ../nbs/00_picture.ipynb #e5250d23
 def read(
     data: bytes,                 # the encoded file, as it came
     origin: Origin,

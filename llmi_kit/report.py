@@ -222,11 +222,13 @@ def _png(picture):
     image.load()
     return picture.data if picture.mime == 'image/png' else Picture.from_pil(image, picture.origin).data
 
+# %% ../nbs/08_report.ipynb #6f2302d3
 def _put_png(folder, name, picture):
     try: data = _png(picture)
     except Exception: return    # undecodable bytes in a stored document: the page says so
     _put(folder / name, data)
 
+# %% ../nbs/08_report.ipynb #22fcfebd
 def _sweep(folder, keep):
     "Remove an earlier report's pictures."
     for old in (folder / 'images').glob('*.png'):

@@ -99,6 +99,7 @@ def warm_up_problem(self: WarmProcess) -> str | None:
         if self.hello is None: self.hello = _greet(self.control)
     return None if self.hello == "ready" else self.hello
 
+# %% ../nbs/02_sandbox.ipynb #fd74f4e0
 def _greet(control):
     control.settimeout(WARM_SECONDS)
     try: return control.recv(4096).decode() or "the warm process ended while it started"

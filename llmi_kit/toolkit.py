@@ -71,17 +71,22 @@ def _ready(tool):
     try: return tool.ready() if hasattr(tool, 'ready') else None
     except Exception as e: return f'it can not say whether it is ready ({type(e).__name__}: {e})'
 
+# %% ../nbs/06_toolkit.ipynb #937e39c0
 def ready(self: Toolkit) -> dict[str, str | None]:
     "For each tool None, or one sentence that says what is missing."
     return {source: _ready(tool) for source, tool in self.tools.items()}
 
+# %% ../nbs/06_toolkit.ipynb #ad2a5831
 def close(self: Toolkit):
     "Close the tools that can be closed. Can be called twice."
     for tool in self.tools.values():
         if hasattr(tool, 'close'): tool.close()
 
 async def _enter(self: Toolkit): return self
+
+# %% ../nbs/06_toolkit.ipynb #4b1f73d5
 async def _leave(self: Toolkit, *_): self.close()
+
 Toolkit.ready, Toolkit.close, Toolkit.__aenter__, Toolkit.__aexit__ = ready, close, _enter, _leave
 
 # %% ../nbs/06_toolkit.ipynb #64ed5a0a
@@ -125,6 +130,7 @@ ANSWER = TypeAdapter(Picture | Failure)
 
 def _kept(answer): return isinstance(answer, Picture) or answer.kind == 'code'
 
+# %% ../nbs/06_toolkit.ipynb #c882b61f
 async def _remembered(store, key, make):
     "What is kept under `key`, or what `make` answers; a broken store costs no picture."
     made = []
@@ -144,8 +150,10 @@ def _key(tool, request):
     if not getattr(tool, 'seeded', True): request = request | dict(seed=None)
     return named and cache_key(tool=named, request=_plain(request))
 
+# %% ../nbs/06_toolkit.ipynb #5d3305f2
 def _plain(request): return {k: v.sha256 if isinstance(v, Picture) else v for k, v in request.items()}
 
+# %% ../nbs/06_toolkit.ipynb #68379fa0
 async def timed_call(self: Toolkit,
     source: str,
     request: dict,      # the tag's params, with `image` in place of `img_index`, and the seed
@@ -187,6 +195,7 @@ async def _image(tag, pool):
     why = source.message if source else 'pass the given pictures as inputs'
     return Failure(kind='dependency', message=f'picture {tag.refers_to}, which this one is made from, is missing: {why}')
 
+# %% ../nbs/06_toolkit.ipynb #3b950b68
 async def _request(tag, pool, seed):
     "What the tool is called with, or a Failure."
     request = {k: v for k, v in tag.params.items() if k != 'img_index'}
@@ -252,6 +261,7 @@ def _row(tool, tags):
     return dict(tool=tool, calls=len(tags), succeeded=len(worked), rate=len(worked)/len(tags),
                 seconds=median(taken) if taken else float('nan'), cached=sum(bool(t.call and t.call.cached) for t in tags))
 
+# %% ../nbs/06_toolkit.ipynb #5cdfabf7
 def tool_table(
     documents: Document | Iterable[Document],   # resolved ones; other tags are left out
 ) -> pd.DataFrame:

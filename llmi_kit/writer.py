@@ -22,12 +22,14 @@ from .toolkit import Toolkit, resolve
 class UnusableInput(ValueError):
     "What the user gave can't be used; the message is one sentence that says what to give instead."
 
+# %% ../nbs/09_writer.ipynb #b075b7cc
 class Question(BaseModel):
     "What somebody asks, and the picture files they bring along."
     question: str
     inputs: list[str] = []      # picture files
     id: str = ''                # names the report's folder
 
+# %% ../nbs/09_writer.ipynb #8d5007f4
 def load_questions(
     file: str | Path,           # .jsonl: a record a line; .json: a list of records
 ) -> list[Question]:
@@ -39,6 +41,7 @@ def load_questions(
     except json.JSONDecodeError as e: raise UnusableInput(f'{file.name} is not JSON: {e}') from None
     return [_question(row, i, file) for i, row in enumerate(rows, 1)]
 
+# %% ../nbs/09_writer.ipynb #486abde4
 def _question(row, i, file):
     try: q = Question.model_validate(row)
     except ValidationError as e:
@@ -54,6 +57,7 @@ def read_inputs(
     "Pictures that come with a question. Raises UnusableInput for a file that is missing or no picture."
     return [_input(Path(f)) for f in files]
 
+# %% ../nbs/09_writer.ipynb #7a24955a
 def _input(file):
     try: data = file.read_bytes()
     except OSError as e: raise UnusableInput(f'input picture {file.name} can not be read: {e.strerror or e}') from None
@@ -150,6 +154,7 @@ async def illustrate(self: Writer,
     written = [answers[0] for answers in await self.write(questions, seed=seed, **sampling)]
     return await asyncio.gather(*(self._resolve(w, seed, progress) for w in written))
 
+# %% ../nbs/09_writer.ipynb #37a4fac6
 @patch
 async def _resolve(self: Writer, written, seed, progress):
     if written.document is None: return written

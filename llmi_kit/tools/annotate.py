@@ -38,6 +38,7 @@ def thickness(s: Slots, image: Image.Image, share: float) -> int:
     by = .4 if re.search('thin|narrow|small', s.thick) else 2 if s.thick else 1
     return max(1, round(min(image.size)*share*by))
 
+# %% ../../nbs/04_annotate.ipynb #0012595e
 @operation(f'{{add}} [a|an|the|some] {_THICK} [{{n}} pixels? [wide|thick] [of]] {_THICK} [{{color}}] {_THICK} '
            f'(border|frame|padding|margins?) {{here}}',
            f'{{add}} [a|an|some] [{{color}}] (border|frame|padding|margin) {{here}} {_OF_WIDTH} {{here}}', 
@@ -73,6 +74,7 @@ def _rounded(im, s):
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), 2*min(radius, min(im.size)/2), fill=255)
     return see_through(im, mask.resize(im.size, Image.Resampling.BOX))
 
+# %% ../../nbs/04_annotate.ipynb #5eede059
 @operation('[{make}] {it} [by] [{n} percent|half] (transparent|see through|translucent)',
            '(set|reduce|lower) [the|its] {what:opacity} {here} to {n} percent')
 def _transparent(im, s):
@@ -89,6 +91,7 @@ def _characters(path):
     try: return frozenset(FT2Font(path).get_charmap())
     except Exception: return frozenset()    # bitmap and damaged fonts of the system are left out
 
+# %% ../../nbs/04_annotate.ipynb #3737efff
 def font_for(
     text: str,
     bold: bool = False,
@@ -165,6 +168,7 @@ def draw_over(image: Image.Image, mark) -> Image.Image:
     layer = layer.convert('RGBa').resize(image.size, Image.Resampling.BOX).convert('RGBA')
     return Image.alpha_composite(image.convert('RGBA'), layer).convert(image.mode)
 
+# %% ../../nbs/04_annotate.ipynb #e5cc3aa3
 def _frame(im, s, share):
     "The box, in pixels of the double-size layer, of a shape at the place named."
     side = min(im.size)*share*{'small': .6, 'tiny': .4, 'large': 1.6, 'big': 1.6, 'huge': 2.2}.get(s.big, 1)
@@ -181,6 +185,7 @@ def _shape(im, s, method):
 @operation(f'{{add}} {_LINE} (circle|ring|dot) {{place}} {{here}}', 'circle {place} [in|with] [{color}]')
 def _circle(im, s): return _shape(im, s, 'ellipse')
 
+# %% ../../nbs/04_annotate.ipynb #e2e07a13
 @operation(f'{{add}} {_LINE} (box|rectangle|square) {{place}} {{here}}')
 def _box(im, s): return _shape(im, s, 'rectangle')
 
@@ -200,6 +205,7 @@ def _arrow(im, s):
         d.polygon((tip, side(.45), side(-.45)), s.rgb('red'))
     return draw_over(im, mark)
 
+# %% ../../nbs/04_annotate.ipynb #49ff016d
 @operation(f'{{add}} [a] [{{way:horizontal|vertical|diagonal}}] {_LINE} [{{way:horizontal|vertical|diagonal}}] line {{place}} {{here}}')
 def _line(im, s):
     x, y = (v*.9 + .05 for v in s.point())

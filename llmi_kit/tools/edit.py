@@ -48,6 +48,7 @@ class PillowEdits:
     "The documented set of edits (see `OPERATIONS`), on the CPU, in a thread."
     key = 'pillow/1'    # raise the number when an operation's pixels change: cached edits are then made anew
     name = 'pillow'
+    seeded = False
 
     def ready(self) -> str | None: return None
     async def edit(self, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:
@@ -71,6 +72,9 @@ class EditTool:
 
     @property
     def key(self) -> str: return 'edit:' + ','.join(b.key for b in self.backends)
+
+    @property
+    def seeded(self) -> bool: return any(getattr(b, 'seeded', True) for b in self.backends)
 
     def ready(self) -> str | None:
         "None if any backend can work, else what is missing."
@@ -101,6 +105,7 @@ def _credited(answer, source, prompt, seed, seconds):
     return answer.with_origin(tool='edit', request=dict(prompt=prompt), seed=seed, seconds=seconds, title=o.title, address=o.address,
                               page=o.page, author=o.author, licence=o.licence)
 
+# %% ../../nbs/05_edit.ipynb #76ce15f8
 def _all_failed(failures, missing):
     "One failure of several: the last is the best equipped backend's, the others explain why it came to that."
     if not failures: return Failure(kind='unavailable', message=missing)
@@ -119,6 +124,7 @@ def _backends(specs, profile):
         if spec == 'pillow': yield PillowEdits()
         else: yield server_for(spec, profile) or ImageModel(spec.removeprefix('diffusers:'), edits=True)
 
+# %% ../../nbs/05_edit.ipynb #1a4655c8
 def from_profile(profile) -> EditTool:
     "The edit tool that a profile names: pillow, diffusers:MODEL, openai:MODEL, qwen:URL,URL, in its order."
     return EditTool(*_backends(profile.edit, profile))

@@ -61,6 +61,7 @@ AGENT = f'llmi_kit/{__version__} (illustrated reports; python-httpx/{httpx.__ver
 @functools.cache
 def _tls(): return httpx.create_ssl_context()   # 20 ms, so only once
 
+# %% ../../nbs/03_fetch.ipynb #67084267
 class GuardedTransport(httpx.AsyncHTTPTransport):
     "httpx's transport over `PublicOnly`; raises Refused for odd schemes, ports and addresses with a user name."
     def __init__(self, allow_private: bool = False):
@@ -106,6 +107,7 @@ def _retry_after(text):
     try: return max(0., email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (TypeError, ValueError): return None
 
+# %% ../../nbs/03_fetch.ipynb #1028daf2
 def status_failure(response: httpx.Response) -> Failure:
     "What a status other than 200 means for the caller."
     code, host = response.status_code, response.url.host
@@ -129,6 +131,7 @@ async def _attempt(client, address, max_bytes, **request):
     except (httpx.HTTPError, OSError) as e:
         return Failure(kind='network', message=f'no connection to {_host(address)}, or it broke ({type(e).__name__})', transient=True)
 
+# %% ../../nbs/03_fetch.ipynb #3b4cd66d
 def _host(address):
     try: return httpx.URL(address).host or 'the server'
     except (httpx.InvalidURL, TypeError): return 'the server'

@@ -32,6 +32,7 @@ def _letters():
     names = ['<|startoftext|>', '<|endoftext|>'] + [c + end for end in ('', '</w>') for c in 'abcdefghijklmnopqrstuvwxyz0123456789']
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(names)}, merges=[], model_max_length=32)
 
+# %% ../../nbs/03_image_model.ipynb #f1dca278
 def _text_encoder(size):
     from transformers import CLIPTextConfig, CLIPTextModel
     shape = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
@@ -60,6 +61,7 @@ def tiny_pipeline(
 # %% ../../nbs/03_image_model.ipynb #18fb2d4b
 def takes(call, name: str) -> bool: return name in inspect.signature(call).parameters
 
+# %% ../../nbs/03_image_model.ipynb #7908f76a
 def pipeline_for(
     model: str,             # folder or hub name
     edits: bool = False,
@@ -102,6 +104,7 @@ class ImageModel:
             return f'there is no model folder {self.model}: check the profile in settings.ini'
         if os.environ.get('HF_HUB_OFFLINE') and not _in_cache(self.model): return f'download the model first: hf download {self.model}'
 
+# %% ../../nbs/03_image_model.ipynb #2adf28c6
 def _in_cache(model):
     from huggingface_hub import try_to_load_from_cache
     return isinstance(try_to_load_from_cache(model, 'model_index.json'), str)
@@ -163,6 +166,7 @@ def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
 # %% ../../nbs/03_image_model.ipynb #b065ccc7
 class _Stopped(Exception): "Nobody waits for this picture any more."
 
+# %% ../../nbs/03_image_model.ipynb #f3f3abe9
 @patch
 def _draw(self: ImageModel, prompt, image, seed, stop):
     "Pixels from the pipeline; runs in the thread."
@@ -193,6 +197,7 @@ def _failed(self: ImageModel, e) -> Failure:
         return Failure(kind='unavailable', message=f'the model {self.name} {why}')
     return Failure(kind='unavailable', message=f'the model {self.name} can not be loaded ({_brief(e)}): check its folder')
 
+# %% ../../nbs/03_image_model.ipynb #8a1b5115
 def _brief(e): return f'{type(e).__name__}: {" ".join(re.sub(r"(/[^/ ]+)+/", "", str(e)).split())[:150]}'
 
 # %% ../../nbs/03_image_model.ipynb #a91507ea
@@ -211,11 +216,13 @@ async def _run(self: ImageModel, prompt, image, seed):
     try: return await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._make, prompt, image, seed, stop))
     finally: stop.set()     # reached early when the caller gives up
 
+# %% ../../nbs/03_image_model.ipynb #0c1d657a
 @patch
 async def generate(self: ImageModel, prompt: str, seed: int = 0) -> Picture | Failure:
     "A picture from words. Never raises."
     return await self._run(prompt, None, seed)
 
+# %% ../../nbs/03_image_model.ipynb #8be4ac75
 @patch
 async def edit(self: ImageModel, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:
     "A changed picture. Never raises."

@@ -29,6 +29,7 @@ def shown(url: str) -> str:
 # %% ../../nbs/03_image_server.ipynb #f384b772
 def _broken(who, what): return Failure(kind='network', message=f'the image server {who} {what}: check that it is the right address')
 
+# %% ../../nbs/03_image_server.ipynb #22c02270
 def _first_picture(answer, who):
     "The base64 text or address of the first picture in an answer of either protocol, or a Failure."
     if not isinstance(answer, dict): return _broken(who, 'answered without the fields of its protocol')
@@ -39,6 +40,7 @@ def _first_picture(answer, who):
     if not (isinstance(found, list) and found): return _broken(who, 'answered without a picture')
     return found[0]
 
+# %% ../../nbs/03_image_server.ipynb #99423cc6
 def _brief(why):
     "At most 200 characters of a server's own words, without anything that looks like a key."
     text = ' '.join(str(why).split())[:200]
@@ -54,6 +56,7 @@ async def _loaded(url, origin, server):
     # such addresses are signed and expire: nothing to keep or to show
     return picture.with_origin(address='') if isinstance(picture, Picture) else picture
 
+# %% ../../nbs/03_image_server.ipynb #15587fd3
 async def picture_in(
     answer: dict,       # decoded JSON
     origin: Origin,
@@ -79,6 +82,7 @@ def _said(answer):
     if not isinstance(error, dict): return error, ''
     return error.get('message') or error.get('detail') or error, str(error.get('code') or '')
 
+# %% ../../nbs/03_image_server.ipynb #c1ac3d28
 def status_failure(
     status: int,
     answer,                 # the body: JSON or text
@@ -148,6 +152,7 @@ def _unknown_extra(error, extras):
     named = f"{body.get('param') or ''} {error.message}"
     if error.status_code in (400, 422): return next((k for k in extras if re.search(rf'\b{k}\b', named)), None)
 
+# %% ../../nbs/03_image_server.ipynb #7e44cff9
 @patch
 async def _post(self: ImagesAPI, client, prompt, image, options):
     "One request. Raises openai's errors."
@@ -158,6 +163,7 @@ async def _post(self: ImagesAPI, client, prompt, image, options):
     make = calls.edit if form else calls.generate
     async with make(model=self.model, prompt=prompt, **known, extra_body=options) as r: return await json_of(r.iter_bytes(), self.name)
 
+# %% ../../nbs/03_image_server.ipynb #bab0eac3
 @patch
 async def _answer(self: ImagesAPI, client, prompt, image, seed):
     "JSON or a Failure, after leaving out what the server doesn't know."
@@ -237,6 +243,7 @@ def ready(self: QwenServers) -> str | None:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError): continue
     return f'start a Qwen-Image server: none of {self.name.removeprefix("qwen-image at ")} is healthy'
 
+# %% ../../nbs/03_image_server.ipynb #1042be7e
 @patch
 async def info(self: QwenServers) -> dict[str, dict | None]:
     "What each server says about itself (`GET /info`); None for one that doesn't answer."
@@ -274,6 +281,7 @@ async def _served(self: QwenServers, server, path, body, seconds):
     server.rests_until = self.clock() + (answer.retry_after or REST) if failed else 0.
     return answer
 
+# %% ../../nbs/03_image_server.ipynb #d0db56f3
 @patch
 async def _ask(self: QwenServers, path, body):
     "Try the servers in order; the time that is left is shared by those left, so that a hanging one can't take it all."
@@ -294,6 +302,7 @@ async def generate(self: QwenServers, prompt: str, seed: int = 0) -> Picture | F
     return await self._ask('/generate/', dict(prompt=prompt, height=height, width=width, num_inference_steps=self.steps[0],
                                               guidance_scale=self.guidance, num_images_per_prompt=1, seed=seed % 2**31))
 
+# %% ../../nbs/03_image_server.ipynb #68f60fa3
 @patch
 async def edit(self: QwenServers, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:  # noqa: F811
     "A changed picture (`POST /edit/`)."

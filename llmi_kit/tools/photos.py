@@ -101,6 +101,7 @@ class Photo(BaseModel):
     @property
     def phrases(self) -> list[str]: return [self.title, *self.keywords]
 
+# %% ../../nbs/03_photos.ipynb #fe95caba
 def shipped() -> list[Photo]:
     "The photographs of `photographs.json` whose package is installed."
     photos = [Photo(**p) for p in json.loads(asset('photographs.json').read_text(encoding='utf-8'))]
@@ -146,6 +147,7 @@ def _text(value):
     except UnicodeDecodeError: text = value.decode('latin-1')
     return text.strip('\0 \r\n')
 
+# %% ../../nbs/03_photos.ipynb #41d94e06
 def _embedded(image):
     "EXIF and IPTC: caption, author and licence as the file itself states them."
     exif, iptc = image.getexif(), IptcImagePlugin.getiptcinfo(image) or {}
@@ -188,7 +190,7 @@ def open_photo(
 # %% ../../nbs/03_photos.ipynb #8ba59dac
 class LocalSearch:
     "Photographs on this machine, found by the meaning of their descriptions."
-    name = 'local'
+    name, seeded = 'local', False
     def __init__(self,
         folder: str | Path = '',            # the user's own pictures; empty: only the shipped ones
         threshold: float = THRESHOLD,       # least cosine similarity
@@ -242,6 +244,7 @@ def _find(self, query):
     return Failure(kind='not_found', message=f"no photograph here fits '{query[:80]}': the closest of {len(self.photos)} is "
                    f"'{closest.title}' (similarity {similarity:.2f}, needed {self.threshold:.2f})")
 
+# %% ../../nbs/03_photos.ipynb #61d2edd3
 async def search(self: LocalSearch, query: str, seed: int = 0) -> Picture | Failure:
     "The photograph closest to the query; not_found below the threshold. The seed changes nothing."
     if why := await asyncio.to_thread(self.ready): return Failure(kind='unavailable', message=why)

@@ -26,6 +26,7 @@ def keep_alpha(image: Image.Image, change) -> Image.Image:
            'desaturate {it} (completely|fully|entirely)', '(completely|fully|entirely) desaturate {it}')
 def _grayscale(im, s): return keep_alpha(im, ImageOps.grayscale)
 
+# %% ../../nbs/04_retouch.ipynb #cd882f45
 @operation(*look('sepia', 'sepia toned?', 'sepia toning', 'vintage sepia', '(old|vintage|antique) (photo|photograph)', 'vintage'))
 def _sepia(im, s):
     return keep_alpha(im, lambda i: ImageOps.colorize(ImageOps.grayscale(i), '#1e120a', '#ffefd0', mid='#a07a50'))
@@ -33,6 +34,7 @@ def _sepia(im, s):
 @operation(*look('negative', 'photo negative', 'inverted'), '(invert|negate) {it} [the|its] [all] [colors?] {here}')
 def _invert(im, s): return keep_alpha(im, ImageOps.invert)
 
+# %% ../../nbs/04_retouch.ipynb #f3a81c91
 @operation(*look('solarized?', 'solarization'), 'solarize {it}')
 def _solarize(im, s): return keep_alpha(im, ImageOps.solarize)
 
@@ -46,6 +48,7 @@ def _edges(im, s):
     lines = lambda i: ImageOps.autocontrast(ImageOps.grayscale(i).filter(ImageFilter.FIND_EDGES), 1)
     return keep_alpha(im, lambda i: ImageOps.invert(lines(i)))
 
+# %% ../../nbs/04_retouch.ipynb #fd9445fd
 @operation(*look('pencil sketch', 'pencil drawing', 'sketch', 'pencil'), 'sketch {it}')
 def _sketch(im, s):
     def draw(i):    # grey divided by its own blur: flat areas become paper, edges become pencil
@@ -59,16 +62,19 @@ def _sketch(im, s):
            '{amount} ({up:brighten|lighten}|{down:darken|dim}) [up] {it} [up] {amount} {by}')
 def _brightness(im, s): return keep_alpha(im, lambda i: ImageEnhance.Brightness(i).enhance(s.factor()))
 
+# %% ../../nbs/04_retouch.ipynb #81d34505
 @operation(*level('contrast', 'more contrasty|more contrasted|higher contrast|high contrast',
            'less contrasty|lower contrast|low contrast'))
 def _contrast(im, s): return keep_alpha(im, lambda i: ImageEnhance.Contrast(i).enhance(s.factor(.4)))
 
+# %% ../../nbs/04_retouch.ipynb #9efc9121
 @operation(*level('saturation|color saturation|vibrance|vibrancy|color intensity|colors',
                   'more colorful|more vivid|more vibrant|more saturated|richer|vivid|vibrant|colorful',
                   'less colorful|less vivid|less vibrant|less saturated|more muted|muted|duller|paler'),
            '{amount} ({up:saturate|intensify}|{down:desaturate|mute}) {it} [the|its] [colors] {here} {amount} {by}')
 def _saturation(im, s): return keep_alpha(im, lambda i: ImageEnhance.Color(i).enhance(s.factor(.5)))
 
+# %% ../../nbs/04_retouch.ipynb #15fc6b2c
 @operation(*level('sharpness', 'sharper|crisper|more sharp|crisp|sharp', 'less sharp'),
            '{amount} {up:sharpen} [up] {it} [the] [details|edges] {amount} {by}')
 def _sharpen(im, s): return keep_alpha(im, lambda i: ImageEnhance.Sharpness(i).enhance(s.factor(2)))
@@ -94,6 +100,7 @@ def _warmth(im, s):
     gains = 1 + change, 1 + change/4, 1 - change    # red, green, blue
     return keep_alpha(im, lambda i: Image.merge('RGB', [c.point(gain(g)) for c, g in zip(i.split(), gains, strict=True)]))
 
+# %% ../../nbs/04_retouch.ipynb #89d4e405
 @operation('{add} [a|an|some] {amount} {color} (tint|color tint|tone|color tone|cast|color cast|overlay|color overlay|filter|hue|wash) '
            '{here} {amount}',
            '{amount} (tint|tone) {it} [in|with|to] [a] {amount} {color} {amount}')
@@ -107,6 +114,7 @@ def premultiplied(image: Image.Image, change) -> Image.Image:
     "Apply a `change` that mixes neighbouring pixels, without the colour of invisible ones."
     return change(image.convert('RGBa')).convert('RGBA') if image.mode == 'RGBA' else change(image)
 
+# %% ../../nbs/04_retouch.ipynb #b27c0c3b
 @operation('{amount} (blur|soften) {it} {amount}', '[{make}] {it} {amount} (blurry|blurred|blurrier|softer|out of focus)',
            '(blur|soften) {it} (by|with) [a] [radius] [of] {pixels}',
            '{add} [a|an|some] {amount} [gaussian|soft|lens] (blur|blurring) [effect|filter] {here} {amount}',
@@ -126,6 +134,7 @@ def _pixelate(im, s):
     small = max(1, im.width//block), max(1, im.height//block)
     return premultiplied(im, lambda i: i.resize(small, Image.Resampling.BOX).resize(im.size, Image.Resampling.NEAREST))
 
+# %% ../../nbs/04_retouch.ipynb #accabb49
 @operation(*look('posterized?', 'poster', 'posterization'), 'posterize {it}',
            '(posterize|reduce|limit|quantize) {it} [the|its] [number of] [colors] {here} (to|with|into|using) [just|only] {n} '
                '(levels|colors|tones|shades)')
@@ -141,6 +150,7 @@ def _grain(im, s):
     noise = Image.frombytes('L', im.size, random.Random(0).randbytes(im.width*im.height)).convert('RGB')
     return keep_alpha(im, lambda i: Image.blend(i, ImageChops.overlay(i, noise), .2*s.strength))
 
+# %% ../../nbs/04_retouch.ipynb #0b53e25d
 @operation('{add} [a|an|some] {amount} [dark|black|soft] {amount} (vignette|vignetting) [effect] {here}', 'vignette {it}')
 def _vignette(im, s):
     def darken(v): return round(255*(1 - min(1, .8*s.strength)*(v/255)**2))
@@ -165,6 +175,7 @@ def crop_to(
            '[{make}] {it} square')
 def _crop_square(im, s): return crop_to(im, min(im.size), min(im.size))
 
+# %% ../../nbs/04_retouch.ipynb #cff457cf
 @operation('crop {it} [to|into] [a|the] [center|perfect] circle', '[{make}] {it} [into] [a] (round|circular|circle)')
 def _crop_circle(im, s):
     im = crop_to(im, min(im.size), min(im.size)).convert('RGBA')
@@ -173,10 +184,12 @@ def _crop_circle(im, s):
     im.putalpha(ImageChops.multiply(im.getchannel('A'), mask.resize(im.size, Image.Resampling.BOX)))
     return im
 
+# %% ../../nbs/04_retouch.ipynb #6df41cf7
 @operation('(crop|trim) {it} [down] [to|into] [be] [a|the] [center|central] [size of] {size} [square|rectangle|area|region] '
            '[at|from|around|in] [the] [center]')
 def _crop_size(im, s): return crop_to(im, *map(int, s.size.split('x')))
 
+# %% ../../nbs/04_retouch.ipynb #469bfda8
 @operation('crop {it} [to|into] [a|an|the] [aspect ratio of|ratio of] {ratio} [aspect|format] [ratio]', '[{make}] {it} {ratio}')
 def _crop_ratio(im, s):
     a, b = map(int, s.ratio.split(':'))
@@ -250,11 +263,13 @@ def resized(
     if not (1 <= w <= MAX_SIDE and 1 <= h <= MAX_SIDE): raise ValueError(f'{w}x{h} pixels can not be made: a side has 1 to {MAX_SIDE}')
     return premultiplied(image, lambda i: i.resize((w, h), Image.Resampling.LANCZOS))
 
+# %% ../../nbs/04_retouch.ipynb #266dedde
 _SIZE = '(resize|scale|rescale|shrink|enlarge|upscale|downscale|make|stretch)'
 
 @operation(f'{_SIZE} [up|down] {{it}} [to|at] [be] [a size of] {{size}} [in size]')
 def _resize(im, s): return resized(im, *map(int, s.size.split('x')))
 
+# %% ../../nbs/04_retouch.ipynb #03cd3e2b
 @operation(f'{_SIZE} {{it}} [to] [be] [a] {{side:width|height}} [of] {{pixels}}',
            f'{_SIZE} {{it}} [to] [be] {{pixels}} [in] {{side:wide|width|high|tall|height}}')
 def _resize_side(im, s):

@@ -35,6 +35,7 @@ def fits(width, height) -> bool:
     "Could a picture of this size be used? Unknown sizes could."
     return all(not n or MIN_SIDE <= n <= LARGEST for n in (width, height))
 
+# %% ../../nbs/03_search.ipynb #cea34a48
 def _origins(results, to_origin):
     "Origins of all results that can be used, in order; what has not the documented shape is passed over."
     found = []
@@ -50,6 +51,7 @@ def commons_params(query: str) -> dict:
     return dict(action='query', format='json', formatversion=2, generator='search', gsrnamespace=6, gsrlimit=15,
                 gsrsearch=f'filetype:bitmap|drawing {query}', prop='imageinfo', iiprop='url|size|mime|extmetadata', iiurlwidth=1280)
 
+# %% ../../nbs/03_search.ipynb #665ae29f
 def commons_origin(result: dict) -> Origin | None:
     "One page of a Commons answer."
     info = result['imageinfo'][0]
@@ -71,6 +73,7 @@ def commons_read(answer: dict) -> list[Origin] | Failure:
 # %% ../../nbs/03_search.ipynb #3b9389ac
 def openverse_params(query: str) -> dict: return dict(q=query, page_size=15, mature='false')
 
+# %% ../../nbs/03_search.ipynb #4a9b1349
 def openverse_origin(result: dict) -> Origin | None:
     "One result of /v1/images/."
     if not fits(result.get('width'), result.get('height')): return None
@@ -79,6 +82,7 @@ def openverse_origin(result: dict) -> Origin | None:
     return Origin(tool='search', title=plain(result.get('title')), address=result['url'], page=link(result.get('foreign_landing_url')),
                   author=plain(result.get('creator')), licence=f"{names.get(code) or 'CC ' + code.upper()} {version}".strip())
 
+# %% ../../nbs/03_search.ipynb #01017a22
 def openverse_read(answer: dict) -> list[Origin]: return _origins(answer.get('results', []), openverse_origin)
 
 # %% ../../nbs/03_search.ipynb #ea0a9ff6
@@ -86,12 +90,14 @@ UNKNOWN = 'unknown: ask on the page before you publish it'
 
 def serpapi_params(query: str) -> dict: return dict(engine='google_images', q=query, ijn=0, safe='active')
 
+# %% ../../nbs/03_search.ipynb #fdc2f6a7
 def serpapi_origin(result: dict) -> Origin | None:
     "One of images_results."
     if not fits(result.get('original_width'), result.get('original_height')): return None
     return Origin(tool='search', title=plain(result.get('title')), address=result['original'], page=link(result.get('link')),
                   author=plain(result.get('source')), licence=UNKNOWN)
 
+# %% ../../nbs/03_search.ipynb #6d808480
 def serpapi_read(answer: dict) -> list[Origin] | Failure:
     "Candidates in Google's order. An answer may be an error with status 200."
     error = plain(answer.get('error'))
@@ -110,6 +116,7 @@ class WebSearch:
     missing: str | None = None          # what `ready` says
     allow_private: bool = False         # for tests against servers on this machine
     seconds: float = 15                 # deadline of the question; candidates have their own
+    seeded = False                      # the same question gives the same answer, whatever the seed
 
     @property
     def key(self) -> str: return f'{self.name}@{self.address}:{MIN_SIDE}'
@@ -152,11 +159,13 @@ def commons(**kwargs) -> WebSearch:
     return WebSearch(**dict(name='commons', address='https://commons.wikimedia.org/w/api.php',
                             params=commons_params, read=commons_read) | kwargs)
 
+# %% ../../nbs/03_search.ipynb #110451a3
 def openverse(**kwargs) -> WebSearch:
     "Openverse. No key."
     return WebSearch(**dict(name='openverse', address='https://api.openverse.org/v1/images/',
                             params=openverse_params, read=openverse_read) | kwargs)
 
+# %% ../../nbs/03_search.ipynb #ddc34b77
 def serpapi(key: str | None, variable: str = 'SERPAPI_API_KEY', **kwargs) -> WebSearch:
     "Google Images through SerpAPI; `variable` is where the key should have been."
     missing = None if key else f'serpapi needs a key from serpapi.com in the environment variable {variable}'
@@ -171,6 +180,9 @@ class SearchTool:
 
     @property
     def key(self) -> str: return 'search:' + '+'.join(p.key for p in self.providers)
+
+    @property
+    def seeded(self) -> bool: return any(getattr(p, 'seeded', True) for p in self.providers)
 
     def ready(self) -> str | None:
         "None if a provider can work, else what each of them lacks."

@@ -52,11 +52,13 @@ def _slot(token):
     name, _, choices = token[1:-1].partition(':')
     return f'(?P<{name}>{_source(choices)})' if choices else SLOTS[name]
 
+# %% ../../nbs/03_wording.ipynb #30297e67
 def _source(wording):
     signs = {'[': '(?:', ']': ')?', '(': '(?:', ')': ')', '|': '|'}
     tokens = re.findall(r'\{[^}]*\}|[\[\]()|]|[^\s\[\]()|{}]+', wording)
     return ''.join(_slot(t) if t[0] == '{' else signs.get(t, t + ' ') for t in tokens)
 
+# %% ../../nbs/03_wording.ipynb #f856d39c
 def wording_pattern(wording: str) -> re.Pattern:
     "Compile a wording; its slots become named groups (a trailing number tells apart a slot used twice)."
     count = iter(range(99))
@@ -100,6 +102,7 @@ def rgb(self: Slots, default: str) -> tuple[int, int, int]:
     if not shade: return color
     return tuple((c + (0 if shade in ('dark', 'deep') else 255))//2 for c in color)
 
+# %% ../../nbs/03_wording.ipynb #8e7418f8
 @patch
 def point(self: Slots, default: str = 'center') -> tuple[float, float]:
     "(x, y) of the place named, from 0 to 1, from the top left."
@@ -133,6 +136,7 @@ def look(*names: str) -> tuple[str, ...]:
             f'{{here}}',
             f'{{add}} [a|an|some|the] {{amount}} ({n}) {{kind}} {{here}} {{amount}}')
 
+# %% ../../nbs/03_wording.ipynb #d96e64e8
 def level(noun: str, more: str, less: str) -> tuple[str, ...]:
     "How people ask for more or less of something."
     return (f'{{amount}} ({{up}}|{{down}}) [the|its|some] [color|overall] ({noun}) {{here}} {{amount}} {{by}}',
@@ -186,6 +190,7 @@ def _longest(parts, texts):
     for n in range(min(len(parts), 4), 0, -1):
         if found := _match('and '.join(parts[:n]), texts): return found, n
 
+# %% ../../nbs/03_wording.ipynb #cac86135
 def read_instruction(instruction: str) -> list[tuple[Operation, Slots]] | Failure:
     "The operations that an instruction asks for, in order, or the part of it that isn't understood."
     if len(instruction) > MAX_CHARACTERS:
