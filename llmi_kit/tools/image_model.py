@@ -146,10 +146,17 @@ def load(self: ImageModel):
     return pipe
 
 # %% ../../nbs/03_image_model.ipynb #fdc832c2
-def call_arguments(pipe, prompt: str, image: Image.Image | None, seed: int, **settings) -> dict:
-    "What `pipe(...)` takes of a request; settings that are None are left to the pipeline."
+def call_arguments(
+    pipe,
+    prompt: str | list[str],
+    image: Image.Image | list[Image.Image] | None,
+    seed: int | list[int],      # one for each picture
+    **settings,
+) -> dict:
+    "What `pipe(...)` takes of a request, or of several in one call; settings that are None are left to the pipeline."
     import torch
-    given = dict(prompt=prompt, image=image, generator=torch.Generator('cpu').manual_seed(seed % 2**63), **settings)
+    noise = [torch.Generator('cpu').manual_seed(s % 2**63) for s in (seed if isinstance(seed, list) else [seed])]
+    given = dict(prompt=prompt, image=image, generator=noise if isinstance(seed, list) else noise[0], **settings)
     return {k: v for k, v in given.items() if v is not None and takes(pipe.__call__, k)}
 
 # %% ../../nbs/03_image_model.ipynb #2af11c33
