@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['same_noise', 'Job', 'edit_job', 'Artist', 'work']
 
-# %% ../nbs/25_image_jobs.ipynb #9c178573
+# %% ../nbs/25_image_jobs.ipynb #bea0f177
 import inspect, os, threading
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from PIL import Image
 from .picture import Failure, Origin, Picture
 from .tools.image_model import LONGEST, ImageModel, call_arguments, fitted, quiet_diffusers, takes
 
-# %% ../nbs/25_image_jobs.ipynb #3a69c626
+# %% ../nbs/25_image_jobs.ipynb #af89387b
 def same_noise():
     "A `with` block in which noise for double precision is the noise of single precision."
     import torch
@@ -27,7 +27,7 @@ def same_noise():
             return func(*args, **kwargs | dict(dtype=torch.float32)).to(torch.float64)
     return SameNoise()
 
-# %% ../nbs/25_image_jobs.ipynb #083baa49
+# %% ../nbs/25_image_jobs.ipynb #d5f2000b
 @dataclass(frozen=True, eq=False)
 class Job:
     "One picture to draw. What is None is left to the model."
@@ -45,7 +45,7 @@ class Job:
         "Jobs in which this is equal can share a call."
         return self.image and self.image.size, self.size, self.steps, self.guidance, self.strength, self.negative is None
 
-# %% ../nbs/25_image_jobs.ipynb #4c0339d3
+# %% ../nbs/25_image_jobs.ipynb #0f4167bb
 def edit_job(
     prompt: str,
     picture: Picture,
@@ -58,13 +58,13 @@ def edit_job(
     image = fitted(source if size is None else source.convert('RGBA').resize(size, Image.Resampling.LANCZOS))
     return Job(prompt, image=image, size=size or image.size, **settings)
 
-# %% ../nbs/25_image_jobs.ipynb #229b9497
+# %% ../nbs/25_image_jobs.ipynb #33025d46
 class Artist:
     "A model that draws jobs."
     def __init__(self,
         model: str,         # folder in the diffusers layout, or hub name
         device: str = '',   # empty: the best there is
-        batch: int = 1,     # pictures in one call, at most
+        batch: int = 0,     # pictures in one call, at most; 0: what suits the device
     ):
         self.model, self.batch = ImageModel(model, device=device), batch
         self.draws = self.changes = None    # pipelines: from words, from a picture
@@ -74,7 +74,7 @@ class Artist:
         "Are bytes kept equal by double precision?"
         return self.batch > 1 and self.model.device == 'cpu'
 
-# %% ../nbs/25_image_jobs.ipynb #66d34821
+# %% ../nbs/25_image_jobs.ipynb #d05c823c
 def _changing(pipe):
     "The pipeline that changes pictures with the weights of `pipe`, or None."
     if takes(pipe.__call__, 'image'): return pipe
@@ -83,7 +83,7 @@ def _changing(pipe):
     try: return quiet_diffusers().AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError: return None      # nobody wrote one for this architecture
 
-# %% ../nbs/25_image_jobs.ipynb #b19549c9
+# %% ../nbs/25_image_jobs.ipynb #34364f2e
 @patch
 def _loaded(self: Artist):
     "Find the pipelines. Raises what loading raises."
@@ -97,17 +97,19 @@ def _loaded(self: Artist):
         pipe.set_progress_bar_config(disable=True)
         if self.double: pipe.to(torch.float64)
 
-# %% ../nbs/25_image_jobs.ipynb #843cd04c
+# %% ../nbs/25_image_jobs.ipynb #13ca2ba8
 @patch
 def load(self: Artist) -> dict | Failure:
     "Load the model; what it can do and where. Never raises."
     if missing := self.model.ready(): return Failure(kind='unavailable', message=missing)
+    self.batch = self.batch or (1 if self.model.device == 'cpu' else 4)
     try: self._loaded()
     except Exception as e: return self.model._failed(e)     # files that are not a model's raise almost anything
     exact = self.batch == 1 or self.double
-    return dict(model=self.model.name, device=self.model.device, draws=bool(self.draws), changes=bool(self.changes), exact=exact)
+    return dict(model=self.model.name, device=self.model.device, batch=self.batch, exact=exact, draws=bool(self.draws),
+                changes=bool(self.changes))
 
-# %% ../nbs/25_image_jobs.ipynb #5f3caccf
+# %% ../nbs/25_image_jobs.ipynb #df60387d
 def _arguments(pipe, jobs):
     "What the call takes for these jobs, which share their settings."
     first = jobs[0]
@@ -121,7 +123,7 @@ def _arguments(pipe, jobs):
     return call_arguments(pipe, [j.prompt for j in jobs], images, [j.seed for j in jobs], negative_prompt=negative, width=width,
         height=height, num_inference_steps=first.steps, strength=first.strength, **{scale: first.guidance})
 
-# %% ../nbs/25_image_jobs.ipynb #424b5c26
+# %% ../nbs/25_image_jobs.ipynb #0835b41d
 @patch
 def _images(self: Artist, pipe, jobs):
     "Pictures of one call, as PIL images of the size that was asked for."
@@ -131,21 +133,21 @@ def _images(self: Artist, pipe, jobs):
     sizes = [j.size if j.image else i.size for i, j in zip(images, jobs, strict=True)]
     return [i if i.size == s else i.resize(s, Image.Resampling.LANCZOS) for i, s in zip(images, sizes, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #f2e08f11
+# %% ../nbs/25_image_jobs.ipynb #0fff97c4
 @patch
 def _why(self: Artist, e) -> Failure:
     if not isinstance(e, ValueError): return self.model._failed(e)
     said = ' '.join(str(e).split())[:200]       # diffusers' own checks of what it was asked for
     return Failure(kind='invalid', message=f'{self.model.name} can not draw this: {said}')
 
-# %% ../nbs/25_image_jobs.ipynb #e372451a
+# %% ../nbs/25_image_jobs.ipynb #5c59a308
 def _no_step(pipe, job):
     "Is nothing left to draw? Image-to-image runs only the last steps: `strength` of them."
     takes_what = inspect.signature(pipe.__call__).parameters
     if job.image is None or 'strength' not in takes_what: return False
     return (job.steps or takes_what['num_inference_steps'].default) * (job.strength or takes_what['strength'].default) < 1
 
-# %% ../nbs/25_image_jobs.ipynb #ec36f83e
+# %% ../nbs/25_image_jobs.ipynb #e3eebad0
 @patch
 def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     "One answer a job, from one call for all, which must share their settings. Never raises."
@@ -162,18 +164,18 @@ def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     origins = [Origin(tool='', backend=self.model.name, seed=j.seed) for j in jobs]
     return [Picture.from_pil(i.convert('RGB'), o) for i, o in zip(images, origins, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #c2d25e02
+# %% ../nbs/25_image_jobs.ipynb #5d5e0642
 def _end_with_parent():
     connection.wait([parent_process().sentinel])
     os._exit(0)     # nobody is left to hand a picture to
 
-# %% ../nbs/25_image_jobs.ipynb #afac3b0e
+# %% ../nbs/25_image_jobs.ipynb #88a39eb7
 def work(
     pipe,               # our end of a `multiprocessing.Pipe`
     model: str,
     gpu: int | None,    # which of the GPUs that are visible; None: no choice
     device: str,        # empty: the best there is
-    batch: int,         # pictures in one call, at most
+    batch: int,         # pictures in one call, at most; 0: what suits the device
 ):
     "The life of a model process: load, say what was loaded, then answer lists of jobs until the other end closes."
     if parent_process(): threading.Thread(target=_end_with_parent, daemon=True).start()
