@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SPAWN', 'TWICE', 'Died', 'Worker', 'Ticket', 'Busy', 'ImageQueue']
 
-# %% ../nbs/26_image_queue.ipynb #b25d14bf
+# %% ../nbs/26_image_queue.ipynb #bf98d6fe
 import asyncio, atexit, math, multiprocessing, signal, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .image_jobs import Job, work
 from .picture import Failure, Picture
 
-# %% ../nbs/26_image_queue.ipynb #ba8d5b18
+# %% ../nbs/26_image_queue.ipynb #f9aa7902
 SPAWN = multiprocessing.get_context('spawn')
 
 @contextmanager
@@ -27,7 +27,7 @@ def _deaf():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../nbs/26_image_queue.ipynb #7ef1530b
+# %% ../nbs/26_image_queue.ipynb #041dfa8c
 class Died(Exception): "A model process ended, or was ended, while something was asked of it."
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
         self.settings, self.process, self.pipe = (str(model), gpu, device, batch), None, None
         self.up, self.stopped, self._lock = False, False, threading.Lock()
 
-# %% ../nbs/26_image_queue.ipynb #12244697
+# %% ../nbs/26_image_queue.ipynb #b78fe000
 @patch
 def _heard(self: Worker, seconds=None):
     "What the process says next."
@@ -55,7 +55,7 @@ def _heard(self: Worker, seconds=None):
     code = self.process.exitcode or 0
     raise Died(late or f'ended unexpectedly ({signal.Signals(-code).name if code < 0 else f"exit code {code}"})')
 
-# %% ../nbs/26_image_queue.ipynb #2d0a0504
+# %% ../nbs/26_image_queue.ipynb #fe936c8a
 @patch
 def start(self: Worker) -> dict | Failure:
     "Start the process, or start it again; wait until its model is loaded, and say what was loaded."
@@ -71,7 +71,7 @@ def start(self: Worker) -> dict | Failure:
     self.up = not isinstance(loaded, Failure)
     return loaded
 
-# %% ../nbs/26_image_queue.ipynb #19619543
+# %% ../nbs/26_image_queue.ipynb #19b8e2cb
 @patch
 def ask(self: Worker, jobs: list[Job], seconds: float | None = None) -> list[Picture | Failure]:
     "One answer a job. Raises `Died`, also for a call that takes more than `seconds`."
@@ -79,7 +79,7 @@ def ask(self: Worker, jobs: list[Job], seconds: float | None = None) -> list[Pic
     except OSError: pass        # `_heard` says how it ended
     return self._heard(seconds)
 
-# %% ../nbs/26_image_queue.ipynb #b940d811
+# %% ../nbs/26_image_queue.ipynb #15a971b5
 @patch
 def stop(self: Worker):
     "End the process now; it can not be started again."
@@ -89,7 +89,7 @@ def stop(self: Worker):
         self.process.kill(); self.process.join(5)
         atexit.unregister(self.process.kill)
 
-# %% ../nbs/26_image_queue.ipynb #342db0a3
+# %% ../nbs/26_image_queue.ipynb #7a662d21
 @dataclass(eq=False)
 class Ticket:
     job: Job
@@ -100,7 +100,7 @@ class Busy(Exception):
     "No room for more; `retry_after` seconds from now there may be."
     def __init__(self, message: str, retry_after: int = 5): self.retry_after = retry_after; super().__init__(message)
 
-# %% ../nbs/26_image_queue.ipynb #c551ad67
+# %% ../nbs/26_image_queue.ipynb #39877aff
 class ImageQueue:
     "Jobs on their way to model processes."
     def __init__(self,
@@ -122,7 +122,7 @@ class ImageQueue:
     def room(self) -> int: return self.limit - len(self.waiting)
     def _in_thread(self, call, *args): return asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
-# %% ../nbs/26_image_queue.ipynb #2f23dc1f
+# %% ../nbs/26_image_queue.ipynb #e3a92103
 @patch
 def _next(self: ImageQueue) -> list[Ticket]:
     "The tickets of the next call."
@@ -134,7 +134,7 @@ def _next(self: ImageQueue) -> list[Ticket]:
     for t in same[:self.batch - 1]: self.waiting.remove(t)
     return [first, *same[:self.batch - 1]]
 
-# %% ../nbs/26_image_queue.ipynb #9d8b33e8
+# %% ../nbs/26_image_queue.ipynb #219c7ed0
 @patch
 def put(self: ImageQueue, jobs: list[Job]) -> list[asyncio.Future]:
     "Queue all jobs of a request, or none. The futures bring `Picture | Failure`. Raises `Busy`."
@@ -151,7 +151,7 @@ def patience(self: ImageQueue) -> int:
     "Seconds until the queue will have been drawn, by the pace so far: 1 to 300."
     return max(1, min(300, math.ceil(len(self.waiting) * self.pace / max(1, sum(w.up for w in self.workers)))))
 
-# %% ../nbs/26_image_queue.ipynb #be717c9f
+# %% ../nbs/26_image_queue.ipynb #5e5e0ffc
 @patch
 def _answer(self: ImageQueue, tickets, answers):
     for t, a in zip(tickets, answers, strict=True):
@@ -162,7 +162,7 @@ def _refuse(self: ImageQueue, tickets, why):
     "The same failure for all."
     self._answer(tickets, [Failure(kind='unavailable', message=why, transient=True)] * len(tickets))
 
-# %% ../nbs/26_image_queue.ipynb #9b86ef08
+# %% ../nbs/26_image_queue.ipynb #4e7d19ed
 TWICE = 'the model process {} while it drew this picture, twice: try a smaller size, or other settings'
 
 @patch
@@ -174,7 +174,7 @@ def _again(self: ImageQueue, tickets, how):
         else: self.waiting.appendleft(t)
     self._news.set()
 
-# %% ../nbs/26_image_queue.ipynb #b2e2274d
+# %% ../nbs/26_image_queue.ipynb #0e15a94c
 @patch
 def _watch(self: ImageQueue, worker):
     "Notice when an idle process ends, without asking it."
@@ -185,7 +185,7 @@ def _watch(self: ImageQueue, worker):
         self._news.set()
     loop.add_reader(end, ended)
 
-# %% ../nbs/26_image_queue.ipynb #283032bc
+# %% ../nbs/26_image_queue.ipynb #6021b322
 @patch
 async def _revive(self: ImageQueue, worker):
     "Start a process again; if its model can't be loaded, tell those who wait, and rest."
@@ -200,7 +200,7 @@ async def _revive(self: ImageQueue, worker):
     try: await asyncio.wait_for(self._closed.wait(), self.rest)
     except TimeoutError: pass
 
-# %% ../nbs/26_image_queue.ipynb #784ac447
+# %% ../nbs/26_image_queue.ipynb #acfa10c2
 @patch
 async def _call(self: ImageQueue, worker, tickets):
     "One pipeline call, with the books kept."
@@ -212,7 +212,7 @@ async def _call(self: ImageQueue, worker, tickets):
     self.pace = .8*self.pace + .2*(time.monotonic() - start)/len(tickets)
     self._answer(tickets, answers)
 
-# %% ../nbs/26_image_queue.ipynb #22c6f6b4
+# %% ../nbs/26_image_queue.ipynb #d5b022bd
 @patch
 async def _serve(self: ImageQueue, worker):
     "Keep one process busy until the queue closes."
@@ -223,7 +223,7 @@ async def _serve(self: ImageQueue, worker):
             self._news.clear()
             await self._news.wait()
 
-# %% ../nbs/26_image_queue.ipynb #a0d4af86
+# %% ../nbs/26_image_queue.ipynb #c3e7d0f2
 @patch
 async def start(self: ImageQueue) -> Failure | None:  # noqa: F811
     "Load the model in all processes at once; what failed, if anything did."
@@ -234,7 +234,7 @@ async def start(self: ImageQueue) -> Failure | None:  # noqa: F811
     for w in self.workers: self._watch(w)
     self._tasks = [asyncio.create_task(self._serve(w)) for w in self.workers]
 
-# %% ../nbs/26_image_queue.ipynb #4146db5d
+# %% ../nbs/26_image_queue.ipynb #fd6b6874
 @patch
 def close(self: ImageQueue):
     "Take nothing more, and tell those who wait; what is being drawn goes on."
@@ -254,7 +254,7 @@ async def stop(self: ImageQueue, force: bool = False):  # noqa: F811
     await asyncio.gather(*[self._in_thread(w.stop) for w in self.workers])
     self._threads.shutdown(wait=False)
 
-# %% ../nbs/26_image_queue.ipynb #3f2870a9
+# %% ../nbs/26_image_queue.ipynb #86f3f63a
 @patch
 def state(self: ImageQueue) -> dict:
     "Figures of the moment, and since the start."

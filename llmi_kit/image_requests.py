@@ -4,7 +4,7 @@
 __all__ = ['STATUS', 'MAX_PROMPT', 'MAX_STEPS', 'MAX_PICTURES', 'BLOCK', 'Count', 'Problem', 'said', 'problem_of', 'misfit',
            'Wish', 'Generation', 'QwenGeneration', 'QwenEdit']
 
-# %% ../nbs/27_image_requests.ipynb #48d87e4d
+# %% ../nbs/27_image_requests.ipynb #2489e53f
 import re
 from typing import Annotated, Any, Literal
 
@@ -14,14 +14,14 @@ from starlette.exceptions import HTTPException
 
 from .picture import Failure
 
-# %% ../nbs/27_image_requests.ipynb #f194ac51
+# %% ../nbs/27_image_requests.ipynb #820740f3
 class Problem(HTTPException):
     "An answer that is an error."
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: int | None = None):
         super().__init__(status, message, {'Retry-After': str(retry_after)} if retry_after else None)
         self.code, self.param = code, param
 
-# %% ../nbs/27_image_requests.ipynb #e1f0530a
+# %% ../nbs/27_image_requests.ipynb #ecb34c9b
 def said(path: str, e: HTTPException) -> JSONResponse:
     "The error in the dialect of the path."
     if path.startswith('/v1'):
@@ -30,24 +30,25 @@ def said(path: str, e: HTTPException) -> JSONResponse:
         return JSONResponse(dict(error=error), e.status_code, e.headers)
     return JSONResponse(dict(status='error', message=e.detail, detail=e.detail), e.status_code, e.headers)
 
-# %% ../nbs/27_image_requests.ipynb #8ea0951a
+# %% ../nbs/27_image_requests.ipynb #837bc653
 STATUS = dict(invalid=400, unsupported=400, refused=413, timeout=504)
 
 def problem_of(failure: Failure, param: str | None = None) -> Problem:
     if failure.transient and failure.kind == 'unavailable': return Problem(503, failure.message, 'unavailable', param, 5)
     return Problem(STATUS.get(failure.kind, 500), failure.message, failure.kind, param)
 
-# %% ../nbs/27_image_requests.ipynb #a05da94a
+# %% ../nbs/27_image_requests.ipynb #14bab15b
 def misfit(error: dict) -> Problem:
     "The first thing that pydantic found wrong."
     name = '.'.join(str(p) for p in error['loc'] if p != 'body')
     if error['type'] == 'extra_forbidden': return Problem(400, f"Unknown parameter: '{name}'.", 'unknown_parameter', name)
-    if error['type'] == 'missing': return Problem(400, f'the parameter {name or "body"} is missing', 'missing_parameter', name or None)
-    if not name or error['type'] == 'json_invalid': return Problem(400, 'send a JSON object, with a Content-Type that says so')
+    if not name or error['type'] == 'json_invalid':
+        return Problem(400, 'send a JSON object, with a Content-Type that says so')
+    if error['type'] == 'missing': return Problem(400, f'the parameter {name} is missing', 'missing_parameter', name)
     why = error['msg'].removeprefix('Value error, ')
     return Problem(400, f'the parameter {name} can not be used: {why[0].lower()}{why[1:]}', 'invalid_value', name)
 
-# %% ../nbs/27_image_requests.ipynb #539346de
+# %% ../nbs/27_image_requests.ipynb #c7a817f8
 MAX_PROMPT, MAX_STEPS, MAX_PICTURES, BLOCK = 10_000, 200, 10, 16
 Count = Annotated[int, Field(ge=1, le=MAX_PICTURES)]
 
@@ -66,7 +67,7 @@ class Wish(BaseModel):
         if not prompt.strip(): raise ValueError('it is empty: say what the picture shows')
         return prompt
 
-# %% ../nbs/27_image_requests.ipynb #9005d376
+# %% ../nbs/27_image_requests.ipynb #d0097224
 class Generation(Wish):
     "`POST /v1/images/generations`"
     model_config = ConfigDict(extra='forbid')
@@ -91,7 +92,7 @@ class Generation(Wish):
     @property
     def sides(self): return None if self.size in (None, '', 'auto') else tuple(map(int, self.size.split('x')))
 
-# %% ../nbs/27_image_requests.ipynb #d971e84f
+# %% ../nbs/27_image_requests.ipynb #2bb168df
 class QwenGeneration(Wish):
     "`POST /generate/`"
     num_images_per_prompt: Count = 1
@@ -108,7 +109,7 @@ class QwenGeneration(Wish):
     @property
     def sides(self): return self.width and (self.width, self.height)
 
-# %% ../nbs/27_image_requests.ipynb #5c4c4366
+# %% ../nbs/27_image_requests.ipynb #fd6568fc
 class QwenEdit(QwenGeneration):
     "`POST /edit/`"
     image_b64: str
