@@ -4,7 +4,7 @@
 __all__ = ['Limits', 'Studio', 'Gate', 'image_app', 'CanNotServe', 'key_from', 'workers_for', 'listening', 'serve_images',
            'serve']
 
-# %% ../nbs/28_serving.ipynb #37ae9f67
+# %% ../nbs/28_serving.ipynb #bea36ad8
 import asyncio, base64, contextlib, hmac, os, re, secrets, signal, socket, time
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,7 @@ from .picture import MAX_BYTES, Failure, Origin, Picture
 from .tools.image_model import ImageModel
 from .tools.image_server import decoded
 
-# %% ../nbs/28_serving.ipynb #612e6c1e
+# %% ../nbs/28_serving.ipynb #c77ff025
 @dataclass(frozen=True)
 class Limits:
     "What a request may bring and ask for."
@@ -38,7 +38,7 @@ class Studio:
     @property
     def name(self) -> str: return self.queue.loaded['model']
 
-# %% ../nbs/28_serving.ipynb #b208c273
+# %% ../nbs/28_serving.ipynb #d99de9e6
 @patch
 def settings(self: Studio, wish) -> dict:
     "The arguments of a `Job` that don't differ between the pictures of a wish. Raises `Problem`."
@@ -50,13 +50,22 @@ def settings(self: Studio, wish) -> dict:
         raise Problem(404, f'this server has no model of that name: leave model out, or ask for {self.name}', 'model_not_found', 'model')
     return dict(negative=wish.negative_prompt, size=size, steps=wish.num_inference_steps, guidance=wish.guidance_scale)
 
-# %% ../nbs/28_serving.ipynb #3a6f16ed
+# %% ../nbs/28_serving.ipynb #b0a8dbc2
 def _seeded(job, wish):
     "One job a picture; without a seed in the wish, one that nobody has had."
     first = secrets.randbelow(2**31) if wish.seed is None else wish.seed
     return [replace(job, seed=(first + k) % 2**63) for k in range(wish.n)]
 
-# %% ../nbs/28_serving.ipynb #980b7991
+# %% ../nbs/28_serving.ipynb #88b83370
+@patch
+async def edit_jobs(self: Studio, wish, data: bytes, param: str) -> list[Job]:
+    "The jobs of an edit of the encoded picture `data`, which came in the parameter `param`. Raises `Problem`."
+    settings = self.settings(wish)
+    picture = await asyncio.to_thread(Picture.read, data, Origin(tool='input'))
+    if isinstance(picture, Failure): raise problem_of(picture, param)
+    return _seeded(await asyncio.to_thread(edit_job, wish.prompt, picture, strength=wish.strength, **settings), wish)
+
+# %% ../nbs/28_serving.ipynb #d347d8a9
 async def _unless_gone(request, futures):
     "The answers; nobody reads what is returned if the client hangs up first."
     answers = asyncio.gather(*futures)
@@ -68,26 +77,18 @@ async def _unless_gone(request, futures):
     finally:
         gone.cancel(); answers.cancel()
 
-# %% ../nbs/28_serving.ipynb #bf0add4d
+# %% ../nbs/28_serving.ipynb #1cc4641d
 @patch
 async def draw(self: Studio, request: Request, jobs: list[Job]) -> list[Picture]:
     "Through the queue. Raises `Problem`."
+    if len(jobs) > self.queue.limit: raise Problem(400, f'ask for at most {self.queue.limit} pictures at once', 'invalid_value', 'n')
     try: futures = self.queue.put(jobs)
     except Busy as e: raise Problem(503, str(e), 'queue_full', retry_after=e.retry_after) from None
     answers = await _unless_gone(request, futures)
     if failed := next((a for a in answers if isinstance(a, Failure)), None): raise problem_of(failed)
     return answers
 
-# %% ../nbs/28_serving.ipynb #aacb764b
-@patch
-async def edit_jobs(self: Studio, wish, data: bytes, param: str) -> list[Job]:
-    "A picture from outside: its size is checked before it is decoded, in a thread, and fitted to the model."
-    settings = self.settings(wish)
-    picture = await asyncio.to_thread(Picture.read, data, Origin(tool='input'))
-    if isinstance(picture, Failure): raise problem_of(picture, param)
-    return _seeded(await asyncio.to_thread(edit_job, wish.prompt, picture, strength=wish.strength, **settings), wish)
-
-# %% ../nbs/28_serving.ipynb #bae62f3a
+# %% ../nbs/28_serving.ipynb #379a7dee
 def _b64(picture): return base64.b64encode(picture.data).decode()
 
 @patch
@@ -95,12 +96,13 @@ def in_openai(self: Studio, pictures: list[Picture]) -> dict:
     "The answer of both routes, with a seed a picture."
     return dict(created=int(time.time()), output_format='png', data=[dict(b64_json=_b64(p), seed=p.origin.seed) for p in pictures])
 
+# %% ../nbs/28_serving.ipynb #ec5f08d4
 @patch
 async def generations(self: Studio, wish: Generation, request: Request) -> dict:
     jobs = _seeded(Job(wish.prompt, **self.settings(wish)), wish)
     return self.in_openai(await self.draw(request, jobs))
 
-# %% ../nbs/28_serving.ipynb #b341bfee
+# %% ../nbs/28_serving.ipynb #0774e6d8
 @patch
 async def edits(self: Studio, request: Request) -> dict:
     if not request.headers.get('content-type', '').startswith('multipart/form-data'):
@@ -114,45 +116,48 @@ async def edits(self: Studio, request: Request) -> dict:
     except ValidationError as e: raise misfit(e.errors()[0]) from None
     return self.in_openai(await self.draw(request, await self.edit_jobs(wish, data, 'image')))
 
-# %% ../nbs/28_serving.ipynb #ed7f10db
+# %% ../nbs/28_serving.ipynb #e1814ca5
 @patch
 async def models(self: Studio) -> dict:
     return dict(object='list', data=[dict(id=self.name, object='model', created=0, owned_by='llmi_kit')])
 
-# %% ../nbs/28_serving.ipynb #01d10aa7
+# %% ../nbs/28_serving.ipynb #234d94fc
 @patch
 def in_qwen(self: Studio, pictures: list[Picture]) -> dict:
     return dict(status='success', images=[_b64(p) for p in pictures], seeds=[p.origin.seed for p in pictures])
 
+# %% ../nbs/28_serving.ipynb #757086a7
 @patch
 async def qwen_generate(self: Studio, wish: QwenGeneration, request: Request) -> dict:
     jobs = _seeded(Job(wish.prompt, **self.settings(wish)), wish)
     return self.in_qwen(await self.draw(request, jobs))
 
+# %% ../nbs/28_serving.ipynb #12a1aacb
 @patch
 async def qwen_edit(self: Studio, wish: QwenEdit, request: Request) -> dict:
     if (data := decoded(wish.image_b64)) is None: raise Problem(400, 'image_b64 is not base64', 'invalid_value', 'image_b64')
     return self.in_qwen(await self.draw(request, await self.edit_jobs(wish, data, 'image_b64')))
 
-# %% ../nbs/28_serving.ipynb #a9b362e0
+# %% ../nbs/28_serving.ipynb #dd10d0cd
 @patch
 async def health(self: Studio) -> dict:
     state = self.queue.state()
     if self.queue.closing or not state['ready']: raise Problem(503, 'no model process is ready', retry_after=5)
     return dict(status='healthy', **state)
 
+# %% ../nbs/28_serving.ipynb #df407af1
 @patch
 async def info(self: Studio) -> dict:
     return dict(**self.queue.loaded, max_side=self.limits.side, max_body=self.limits.body, queue=self.queue.limit, **self.queue.state())
 
-# %% ../nbs/28_serving.ipynb #d12a8877
+# %% ../nbs/28_serving.ipynb #bb0cc0f0
 def _key_in(header: str) -> str:
     "The key that an Authorization header holds."
     kind, _, value = header.partition(' ')
     if kind.lower() == 'basic': return (decoded(value.strip()) or b'').decode('utf-8', 'replace').partition(':')[2]
     return value.strip() if kind.lower() == 'bearer' else ''
 
-# %% ../nbs/28_serving.ipynb #74aad76c
+# %% ../nbs/28_serving.ipynb #13dff7fe
 class Gate:
     "ASGI middleware: what a request must pass before its body is read."
     def __init__(self, app, studio: Studio, key: str = ''):
@@ -171,7 +176,7 @@ class Gate:
 
 def _too_long(most): return Problem(413, f'the request has more than {most:,} bytes', 'too_large')
 
-# %% ../nbs/28_serving.ipynb #98f26711
+# %% ../nbs/28_serving.ipynb #ae9832d6
 @patch
 def _measured(self: Gate, receive):
     "`receive`, which raises `Problem` when the body is too long or too late."
@@ -186,7 +191,7 @@ def _measured(self: Gate, receive):
         return message
     return measured
 
-# %% ../nbs/28_serving.ipynb #d63b7438
+# %% ../nbs/28_serving.ipynb #5b27fc4d
 async def _drained(receive, most=2*Limits.body, seconds=5):
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -195,7 +200,7 @@ async def _drained(receive, most=2*Limits.body, seconds=5):
                 most -= len(message.get('body', b''))
                 if not message.get('more_body'): return
 
-# %% ../nbs/28_serving.ipynb #bf7309c9
+# %% ../nbs/28_serving.ipynb #3ab5eae3
 @patch
 async def __call__(self: Gate, scope, receive, send):
     if scope['type'] != 'http': return await self.app(scope, receive, send)
@@ -207,7 +212,7 @@ async def __call__(self: Gate, scope, receive, send):
     try: await self.app(scope, self._measured(receive), send)
     finally: self.inside -= posts
 
-# %% ../nbs/28_serving.ipynb #9269dfae
+# %% ../nbs/28_serving.ipynb #e4b4f49e
 def image_app(studio: Studio, key: str = '') -> FastAPI:
     "The routes of both dialects; with a key, closed to whoever doesn't send it."
     app = FastAPI(title='llmi images', docs_url=None, redoc_url=None)   # their pages load scripts from elsewhere
@@ -228,7 +233,7 @@ def image_app(studio: Studio, key: str = '') -> FastAPI:
         app.add_exception_handler(kind, answer)
     return app
 
-# %% ../nbs/28_serving.ipynb #d4009bf4
+# %% ../nbs/28_serving.ipynb #980550a1
 class CanNotServe(Exception):
     "One sentence for the person who typed the command, and its exit code: 2 for what that person can type differently."
     def __init__(self, message: str, code: int = 2): self.code = code; super().__init__(message)
@@ -240,7 +245,7 @@ def key_from(name: str) -> str:
     if name and not os.environ.get(name): raise CanNotServe(f'the environment variable {name} is not set: put the API key there')
     return os.environ[name] if name else ''
 
-# %% ../nbs/28_serving.ipynb #36c6b293
+# %% ../nbs/28_serving.ipynb #b17ac0fd
 def workers_for(model: str, gpus: str, batch: int = 0) -> list[Worker]:
     "A process for each entry of `gpus`: `0,1`, or `cpu`; empty: one on the best device there is. Raises `CanNotServe`."
     if missing := ImageModel(model).ready():
@@ -256,7 +261,7 @@ def workers_for(model: str, gpus: str, batch: int = 0) -> list[Worker]:
         raise CanNotServe(f'there is no GPU {bad} here: {instead}')
     return [Worker(model, None if g == 'cpu' else int(g), 'cpu' if g == 'cpu' else 'cuda', batch) for g in names]
 
-# %% ../nbs/28_serving.ipynb #a2737c54
+# %% ../nbs/28_serving.ipynb #56750923
 def listening(host: str, port: int) -> socket.socket:
     "A socket bound to the address; nobody can connect before the server listens. Raises `CanNotServe`."
     try:
@@ -269,7 +274,7 @@ def listening(host: str, port: int) -> socket.socket:
         why = 'the port is in use: choose another --port' if getattr(e, 'errno', 0) == 98 else f'{getattr(e, "strerror", None) or e}'
         raise CanNotServe(f'can not listen on {host}:{port}: {why}') from None
 
-# %% ../nbs/28_serving.ipynb #b41ae1eb
+# %% ../nbs/28_serving.ipynb #5fc717f3
 class _Server(uvicorn.Server):
     "Uvicorn, which tells the queue before it waits for its connections, and leaves signals to us."
     def __init__(self, studio, key):
@@ -283,7 +288,7 @@ class _Server(uvicorn.Server):
         self.queue.close()
         await super().shutdown(sockets)
 
-# %% ../nbs/28_serving.ipynb #c61f1961
+# %% ../nbs/28_serving.ipynb #1e6dde00
 @contextlib.contextmanager
 def _ended_by_signals(server):
     loop, me = asyncio.get_running_loop(), asyncio.current_task()
@@ -295,7 +300,7 @@ def _ended_by_signals(server):
     finally:
         for s in (signal.SIGINT, signal.SIGTERM): loop.remove_signal_handler(s)
 
-# %% ../nbs/28_serving.ipynb #17641b9a
+# %% ../nbs/28_serving.ipynb #b0b47023
 async def serve_images(studio: Studio, bound: socket.socket, key: str = '', say=print):
     "Load, serve until a signal comes, stop. Raises `CanNotServe` if the model can not be loaded."
     server, queue = _Server(studio, key), studio.queue
@@ -313,7 +318,7 @@ async def serve_images(studio: Studio, bound: socket.socket, key: str = '', say=
         bound.close()
         await queue.stop(force=server.force_exit or not server.started)
 
-# %% ../nbs/28_serving.ipynb #55b116cf
+# %% ../nbs/28_serving.ipynb #05c34f15
 def serve(
     model: str, gpus: str = '', host: str = '127.0.0.1', port: int = 8000,
     key_env: str = '',      # the environment variable that holds the API key
