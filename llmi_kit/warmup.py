@@ -4,8 +4,8 @@
 __all__ = ['Pair', 'PROBE', 'PROPERTIES', 'CARD', 'encode', 'batches', 'pad_right', 'answer_loss', 'Recipe', 'with_lora',
            'gradient', 'train', 'plotted', 'plots', 'Check', 'check', 'summary', 'evaluate', 'save']
 
-# %% ../nbs/13_warmup.ipynb #50dfc6df
-import json, platform, random
+# %% ../nbs/13_warmup.ipynb #9833ec35
+import json, platform, random, warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from .document import instructions, parse
 from .questions import Row
 from .sandbox import Sandbox
 
-# %% ../nbs/13_warmup.ipynb #b83e5c13
+# %% ../nbs/13_warmup.ipynb #49ec67c7
 Pair = tuple[list[int], list[int]]  # token ids of a question and of its answer
 
 def encode(
@@ -41,7 +41,7 @@ def encode(
         pairs.append((asked[len(prefix):], whole[len(asked):end]))
     return prefix, pairs
 
-# %% ../nbs/13_warmup.ipynb #65aa3617
+# %% ../nbs/13_warmup.ipynb #d60a7c39
 def batches(
     pairs: list[Pair],
     size: int,
@@ -60,7 +60,7 @@ def batches(
             chunks += part
         yield from ([pairs[k] for k in chunk] for chunk in chunks)
 
-# %% ../nbs/13_warmup.ipynb #bc186201
+# %% ../nbs/13_warmup.ipynb #3eb64f7d
 def pad_right(
     batch: list[Pair],
     pad: int,           # padding token
@@ -71,7 +71,7 @@ def pad_right(
     ids, mask = [fill(q + a, pad) for q, a in batch], [fill([1]*len(q + a), 0) for q, a in batch]
     return torch.tensor(ids), torch.tensor(mask), torch.tensor([fill([-100]*len(q) + a, -100) for q, a in batch])
 
-# %% ../nbs/13_warmup.ipynb #6b1aeb76
+# %% ../nbs/13_warmup.ipynb #81984dd9
 def answer_loss(
     model,              # with or without LoRA
     prefix: list[int],  # token ids of the system prompt
@@ -88,10 +88,10 @@ def answer_loss(
     learned = labels[:, 1:] != -100     # the head, a quarter of all weights, only where there is something to learn
     return cross_entropy(whole.lm_head(hidden[:, :-1][learned]).float(), labels[:, 1:][learned], reduction='sum')
 
-# %% ../nbs/13_warmup.ipynb #d13faf9b
+# %% ../nbs/13_warmup.ipynb #c2d8339b
 class Recipe(BaseModel):
     "Everything that determines the adapter, besides the rows."
-    steps: int = 80
+    steps: int = 160
     batch: int = 8
     lr: float = 1.5e-3      # highest learning rate
     rank: int = 16
@@ -104,15 +104,18 @@ class Recipe(BaseModel):
         "Learning rate at a step, counted from 0: it rises, stays, falls."
         return self.lr*min((step + 1)/self.warmup, 1, max(.02, (self.steps - step)/(self.decay*self.steps)))
 
-# %% ../nbs/13_warmup.ipynb #2e61f8ad
+# %% ../nbs/13_warmup.ipynb #982218fa
 def with_lora(model, recipe: Recipe):
     "The model with fresh, trainable LoRA weights; the first answer is still the backbone's own."
     torch.manual_seed(recipe.seed)
     layers = list(range(recipe.first_layer, model.config.num_hidden_layers))
-    return get_peft_model(model, LoraConfig(r=recipe.rank, lora_alpha=2*recipe.rank, task_type='CAUSAL_LM', layers_to_transform=layers,
-        target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']))
+    lora = LoraConfig(r=recipe.rank, lora_alpha=2*recipe.rank, task_type='CAUSAL_LM', layers_to_transform=layers,
+                      target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
+    with warnings.catch_warnings():     # PEFT asks for an attribute by its old name
+        warnings.simplefilter('ignore', FutureWarning)
+        return get_peft_model(model, lora)
 
-# %% ../nbs/13_warmup.ipynb #caa8b770
+# %% ../nbs/13_warmup.ipynb #e2fe4425
 def gradient(model, prefix, batch, pad, workers: int = 2) -> tuple[float, list[torch.Tensor]]:
     "Mean loss of an answer's token and its gradient, computed on `workers` threads at once."
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -124,7 +127,7 @@ def gradient(model, prefix, batch, pad, workers: int = 2) -> tuple[float, list[t
     n = sum(len(a) for _, a in batch)
     return sum(losses)/n, [sum(g)/n for g in zip(*grads, strict=True)]
 
-# %% ../nbs/13_warmup.ipynb #be59ab0d
+# %% ../nbs/13_warmup.ipynb #521359e4
 def train(
     model, tokenizer,
     rows: list[Row],
@@ -146,7 +149,7 @@ def train(
         losses.append(loss); tell(step, loss)
     return model.eval(), losses
 
-# %% ../nbs/13_warmup.ipynb #5beafe91
+# %% ../nbs/13_warmup.ipynb #b2030aa1
 PROBE = """
 import json
 def plotted(ax):
@@ -171,7 +174,7 @@ def plotted(
     found = [line for line in lines if line.startswith('plotted ')]
     return tuple(json.loads(found[-1][8:])) if found else None
 
-# %% ../nbs/13_warmup.ipynb #6e95ae69
+# %% ../nbs/13_warmup.ipynb #f931ded2
 def plots(found, labels: list[str], values: list[float]) -> bool:
     "Does the chart show exactly these numbers under these labels? A pie only shows their proportions."
     if not found or len(found[1]) != len(values): return False
@@ -181,7 +184,7 @@ def plots(found, labels: list[str], values: list[float]) -> bool:
     same = [abs(v - w*scale) <= tolerance*max(1, abs(v)) for v, w in zip(values, numbers, strict=True)]
     return all(same) and names == labels
 
-# %% ../nbs/13_warmup.ipynb #b4aeb025
+# %% ../nbs/13_warmup.ipynb #9aa10b85
 class Check(BaseModel):
     "What is right about one answer; None where the question does not ask for it."
     valid: int                      # tags that obey the protocol
@@ -193,7 +196,7 @@ class Check(BaseModel):
     instruction: bool | None = None # and the right instruction
     ended: bool = True              # the answer came to its end
 
-# %% ../nbs/13_warmup.ipynb #e38e7553
+# %% ../nbs/13_warmup.ipynb #83e55c38
 def check(
     row: Row,
     text: str,          # the answer
@@ -210,7 +213,7 @@ def check(
         index=[i for i, _ in edits] == [i for i, _ in row.edits] if row.edits else None,
         instruction=[p for _, p in edits] == [p for _, p in row.edits] if row.edits else None)
 
-# %% ../nbs/13_warmup.ipynb #5c477428
+# %% ../nbs/13_warmup.ipynb #269b42b4
 PROPERTIES = dict(tools='right tools', numbers='chart plots the numbers', query='right query', index='right image',
                   instruction='right instruction', ended='came to an end')
 
@@ -222,7 +225,7 @@ def summary(checks: list[Check]) -> dict[str, tuple[float, int]]:
         if asked: shares[name] = (sum(asked)/len(asked), len(asked))
     return shares
 
-# %% ../nbs/13_warmup.ipynb #b5c48dcf
+# %% ../nbs/13_warmup.ipynb #42f69223
 async def evaluate(
     chat,                   # with `write`, as LocalChat
     rows: list[Row],
@@ -238,7 +241,7 @@ async def evaluate(
                   for r, a in zip(rows, answers, strict=True)]
     return summary(checks), [a.text for a in answers], checks
 
-# %% ../nbs/13_warmup.ipynb #7da5b7cb
+# %% ../nbs/13_warmup.ipynb #6656f739
 CARD = """---
 license: apache-2.0
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -248,24 +251,24 @@ library_name: peft
 
 LoRA weights that teach SmolLM2-135M-Instruct to write short illustrated reports with `<imgen>` tags: which of four
 tools a question needs, and the tag's exact spelling. Trained on {n} synthetic questions (`llmi_kit.questions`, seed {seed})
-by `nbs/pipelines/warmup.ipynb`: {steps} steps of {batch}, {minutes:.0f} minutes. It knows the protocol and little else:
-facts have to be in the question.
+by `nbs/pipelines/warmup.ipynb`: {steps} steps of {batch}, {minutes:.0f} minutes on two CPU cores. It knows the protocol and
+little else: facts have to be in the question.
 
-On {asked} held-out questions with other names, numbers and wordings (greedy):
+On {asked} held-out questions with other names and numbers, in wordings of the training set and in others (greedy):
 
-| | share | of |
-|---|---|---|
+| | known wordings | of | other wordings | of |
+|---|---|---|---|---|
 {table}
 
 `metrics.json` has the whole record.
 """
 
-# %% ../nbs/13_warmup.ipynb #f228f0c6
+# %% ../nbs/13_warmup.ipynb #73f01757
 def save(
     model,
     folder: Path,
     recipe: Recipe,
-    record: dict,   # metrics (name -> share, number), seconds, rows, ...
+    record: dict,   # metrics and metrics_known_wordings (name -> share, number), seconds, rows, heldout, ...
 ):
     "Write adapter, record and card."
     folder.mkdir(parents=True, exist_ok=True)
@@ -276,6 +279,8 @@ def save(
     versions = {p: version(p) for p in ('torch', 'transformers', 'peft')} | dict(python=platform.python_version())
     record = dict(recipe=recipe.model_dump(), versions=versions, **record)
     (folder/'metrics.json').write_text(json.dumps(record, indent=1) + '\n')
-    table = '\n'.join(f'| {name} | {share:.0%} | {n} |' for name, (share, n) in record['metrics'].items())
-    (folder/'README.md').write_text(CARD.format(n=record['rows'], seed=recipe.seed, steps=recipe.steps, batch=recipe.batch,
+    known = record['metrics_known_wordings']
+    table = '\n'.join(f'| {name} | {known[name][0]:.0%} | {known[name][1]} | {share:.0%} | {n} |'
+                      for name, (share, n) in record['metrics'].items() if name in known)
+    (folder/'README.md').write_text(CARD.format(n=recipe.steps*recipe.batch, seed=recipe.seed, steps=recipe.steps, batch=recipe.batch,
                                                 minutes=record['seconds']/60, asked=record['heldout'], table=table))
