@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SPAWN', 'TWICE', 'Died', 'Worker', 'Ticket', 'Busy', 'ImageQueue']
 
-# %% ../nbs/26_image_queue.ipynb #bf98d6fe
+# %% ../nbs/26_image_queue.ipynb #ecea59fb
 import asyncio, atexit, math, multiprocessing, signal, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .image_jobs import Job, work
 from .picture import Failure, Picture
 
-# %% ../nbs/26_image_queue.ipynb #f9aa7902
+# %% ../nbs/26_image_queue.ipynb #a5fbd840
 SPAWN = multiprocessing.get_context('spawn')
 
 @contextmanager
@@ -27,7 +27,7 @@ def _deaf():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../nbs/26_image_queue.ipynb #041dfa8c
+# %% ../nbs/26_image_queue.ipynb #652c6ca7
 class Died(Exception): "A model process ended, or was ended, while something was asked of it."
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
         self.settings, self.process, self.pipe = (str(model), gpu, device, batch), None, None
         self.up, self.stopped, self._lock = False, False, threading.Lock()
 
-# %% ../nbs/26_image_queue.ipynb #b78fe000
+# %% ../nbs/26_image_queue.ipynb #7952f1b2
 @patch
 def _heard(self: Worker, seconds=None):
     "What the process says next."
@@ -55,7 +55,7 @@ def _heard(self: Worker, seconds=None):
     code = self.process.exitcode or 0
     raise Died(late or f'ended unexpectedly ({signal.Signals(-code).name if code < 0 else f"exit code {code}"})')
 
-# %% ../nbs/26_image_queue.ipynb #fe936c8a
+# %% ../nbs/26_image_queue.ipynb #028b0b60
 @patch
 def start(self: Worker) -> dict | Failure:
     "Start the process, or start it again; wait until its model is loaded, and say what was loaded."
@@ -71,7 +71,7 @@ def start(self: Worker) -> dict | Failure:
     self.up = not isinstance(loaded, Failure)
     return loaded
 
-# %% ../nbs/26_image_queue.ipynb #19b8e2cb
+# %% ../nbs/26_image_queue.ipynb #1e7110ac
 @patch
 def ask(self: Worker, jobs: list[Job], seconds: float | None = None) -> list[Picture | Failure]:
     "One answer a job. Raises `Died`, also for a call that takes more than `seconds`."
@@ -79,7 +79,7 @@ def ask(self: Worker, jobs: list[Job], seconds: float | None = None) -> list[Pic
     except OSError: pass        # `_heard` says how it ended
     return self._heard(seconds)
 
-# %% ../nbs/26_image_queue.ipynb #15a971b5
+# %% ../nbs/26_image_queue.ipynb #e93bcdbc
 @patch
 def stop(self: Worker):
     "End the process now; it can not be started again."
@@ -89,7 +89,7 @@ def stop(self: Worker):
         self.process.kill(); self.process.join(5)
         atexit.unregister(self.process.kill)
 
-# %% ../nbs/26_image_queue.ipynb #7a662d21
+# %% ../nbs/26_image_queue.ipynb #29e550f2
 @dataclass(eq=False)
 class Ticket:
     job: Job
@@ -100,7 +100,7 @@ class Busy(Exception):
     "No room for more; `retry_after` seconds from now there may be."
     def __init__(self, message: str, retry_after: int = 5): self.retry_after = retry_after; super().__init__(message)
 
-# %% ../nbs/26_image_queue.ipynb #39877aff
+# %% ../nbs/26_image_queue.ipynb #bce80b3c
 class ImageQueue:
     "Jobs on their way to model processes."
     def __init__(self,
@@ -122,11 +122,11 @@ class ImageQueue:
     def room(self) -> int: return self.limit - len(self.waiting)
     def _in_thread(self, call, *args): return asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
-# %% ../nbs/26_image_queue.ipynb #e3a92103
+# %% ../nbs/26_image_queue.ipynb #eb789f44
 @patch
 def _next(self: ImageQueue) -> list[Ticket]:
     "The tickets of the next call."
-    while self.waiting and self.waiting[0].answer.done(): self.waiting.popleft()    # nobody waits for it any more
+    while self.waiting and self.waiting[0].answer.done(): self.waiting.popleft()    # cancelled a moment ago
     if not self.waiting: return []
     first = self.waiting.popleft()
     if first.tries: return [first]
@@ -134,7 +134,11 @@ def _next(self: ImageQueue) -> list[Ticket]:
     for t in same[:self.batch - 1]: self.waiting.remove(t)
     return [first, *same[:self.batch - 1]]
 
-# %% ../nbs/26_image_queue.ipynb #219c7ed0
+# %% ../nbs/26_image_queue.ipynb #4dd6d9f5
+@patch
+def _forget(self: ImageQueue, ticket):
+    if ticket in self.waiting: self.waiting.remove(ticket)
+
 @patch
 def put(self: ImageQueue, jobs: list[Job]) -> list[asyncio.Future]:
     "Queue all jobs of a request, or none. The futures bring `Picture | Failure`. Raises `Busy`."
@@ -142,6 +146,7 @@ def put(self: ImageQueue, jobs: list[Job]) -> list[asyncio.Future]:
     if len(self.down) == len(self.workers): raise Busy(f'no model is ready: {next(iter(self.down.values()), "")}', math.ceil(self.rest))
     if self.room < len(jobs): raise Busy(f'the queue is full: {len(self.waiting)} pictures wait, try again later', self.patience())
     tickets = [Ticket(j, asyncio.get_running_loop().create_future()) for j in jobs]
+    for t in tickets: t.answer.add_done_callback(lambda answer, t=t: answer.cancelled() and self._forget(t))
     self.waiting.extend(tickets)
     self._news.set()
     return [t.answer for t in tickets]
@@ -151,7 +156,7 @@ def patience(self: ImageQueue) -> int:
     "Seconds until the queue will have been drawn, by the pace so far: 1 to 300."
     return max(1, min(300, math.ceil(len(self.waiting) * self.pace / max(1, sum(w.up for w in self.workers)))))
 
-# %% ../nbs/26_image_queue.ipynb #5e5e0ffc
+# %% ../nbs/26_image_queue.ipynb #73571320
 @patch
 def _answer(self: ImageQueue, tickets, answers):
     for t, a in zip(tickets, answers, strict=True):
@@ -162,7 +167,7 @@ def _refuse(self: ImageQueue, tickets, why):
     "The same failure for all."
     self._answer(tickets, [Failure(kind='unavailable', message=why, transient=True)] * len(tickets))
 
-# %% ../nbs/26_image_queue.ipynb #4e7d19ed
+# %% ../nbs/26_image_queue.ipynb #4c75bf4a
 TWICE = 'the model process {} while it drew this picture, twice: try a smaller size, or other settings'
 
 @patch
@@ -174,7 +179,7 @@ def _again(self: ImageQueue, tickets, how):
         else: self.waiting.appendleft(t)
     self._news.set()
 
-# %% ../nbs/26_image_queue.ipynb #0e15a94c
+# %% ../nbs/26_image_queue.ipynb #cbc6a8a6
 @patch
 def _watch(self: ImageQueue, worker):
     "Notice when an idle process ends, without asking it."
@@ -185,7 +190,7 @@ def _watch(self: ImageQueue, worker):
         self._news.set()
     loop.add_reader(end, ended)
 
-# %% ../nbs/26_image_queue.ipynb #6021b322
+# %% ../nbs/26_image_queue.ipynb #d2418b63
 @patch
 async def _revive(self: ImageQueue, worker):
     "Start a process again; if its model can't be loaded, tell those who wait, and rest."
@@ -200,7 +205,7 @@ async def _revive(self: ImageQueue, worker):
     try: await asyncio.wait_for(self._closed.wait(), self.rest)
     except TimeoutError: pass
 
-# %% ../nbs/26_image_queue.ipynb #acfa10c2
+# %% ../nbs/26_image_queue.ipynb #7ea7ec77
 @patch
 async def _call(self: ImageQueue, worker, tickets):
     "One pipeline call, with the books kept."
@@ -212,7 +217,7 @@ async def _call(self: ImageQueue, worker, tickets):
     self.pace = .8*self.pace + .2*(time.monotonic() - start)/len(tickets)
     self._answer(tickets, answers)
 
-# %% ../nbs/26_image_queue.ipynb #d5b022bd
+# %% ../nbs/26_image_queue.ipynb #75bdee3a
 @patch
 async def _serve(self: ImageQueue, worker):
     "Keep one process busy until the queue closes."
@@ -223,7 +228,7 @@ async def _serve(self: ImageQueue, worker):
             self._news.clear()
             await self._news.wait()
 
-# %% ../nbs/26_image_queue.ipynb #c3e7d0f2
+# %% ../nbs/26_image_queue.ipynb #167b3a0a
 @patch
 async def start(self: ImageQueue) -> Failure | None:  # noqa: F811
     "Load the model in all processes at once; what failed, if anything did."
@@ -234,7 +239,7 @@ async def start(self: ImageQueue) -> Failure | None:  # noqa: F811
     for w in self.workers: self._watch(w)
     self._tasks = [asyncio.create_task(self._serve(w)) for w in self.workers]
 
-# %% ../nbs/26_image_queue.ipynb #fd6b6874
+# %% ../nbs/26_image_queue.ipynb #60c18bb1
 @patch
 def close(self: ImageQueue):
     "Take nothing more, and tell those who wait; what is being drawn goes on."
@@ -254,7 +259,7 @@ async def stop(self: ImageQueue, force: bool = False):  # noqa: F811
     await asyncio.gather(*[self._in_thread(w.stop) for w in self.workers])
     self._threads.shutdown(wait=False)
 
-# %% ../nbs/26_image_queue.ipynb #86f3f63a
+# %% ../nbs/26_image_queue.ipynb #bdeb8270
 @patch
 def state(self: ImageQueue) -> dict:
     "Figures of the moment, and since the start."

@@ -176,7 +176,7 @@ async def test_our_own_clients(server):
 
 # ---- what can't be done is said
 
-JSON = [('', 'prompt'), ('{"prompt": "', 'JSON'), ('[1]', 'JSON'), ('"x"', 'JSON'), ('[' * 100_000, ''), *[(json.dumps(FOX | wrong), says) for wrong, says in [
+JSON = [('', 'JSON'), ('{"prompt": "', 'JSON'), ('[1]', 'JSON'), ('"x"', 'JSON'), ('[' * 100_000, ''), *[(json.dumps(FOX | wrong), says) for wrong, says in [
     (dict(prompt='  '), 'empty'), (dict(prompt=None), 'prompt'), (dict(prompt='x'*10_001), 'prompt'), (dict(seed=-1), 'seed'), (dict(seed=2**63), 'seed'),
     (dict(num_inference_steps=0), 'num_inference_steps'), (dict(num_inference_steps=201), '200'), (dict(guidance_scale='much'), 'guidance_scale'),
     (dict(guidance_scale=float('nan')), 'guidance_scale')]]]
@@ -263,7 +263,7 @@ def twice_ctrl_c(s, ask):
         assert within(20, lambda: s.info()['drawing'] == 1)
         for _ in range(2): os.killpg(s.process.pid, signal.SIGINT); time.sleep(.3)
         assert s.process.wait(10) == 0 and within(5, lambda: not any(map(alive, processes)))
-        with pytest.raises(httpx.HTTPError): answer.result(20)
+        assert answer.result(20).status_code == 503
 
 
 # ---- one server that is closed, small, and then stopped
@@ -329,19 +329,26 @@ async def test_a_killed_process_costs_nobody_a_picture(folder):
         await twice_and_away(s)
 
 
+def busiest(pids, seconds=.5):
+    "The process that computes most just now."
+    def ticks(pid): return sum(map(int, Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13]))
+    before = {pid: ticks(pid) for pid in pids}
+    time.sleep(seconds)
+    return max(pids, key=lambda pid: ticks(pid) - before[pid])
+
+
 async def twice_and_away(s):
     "A picture that dies with two processes is a 500; then the server itself is killed, and no process stays."
+    both = s.models()
     async with httpx.AsyncClient(base_url=s.url, timeout=100) as web:
-        task = asyncio.create_task(web.post('/generate/', json=FOX | dict(num_inference_steps=200, width=256, height=256)))
-        for k in range(2):
-            assert await asyncio.to_thread(within, 30, lambda: s.info()['drawing'] == 1)
-            busy = max(s.models(), key=lambda pid: sum(map(int, Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[11:13])) if k == 0 else pid)
-            restarts = s.info()['restarts']
-            for pid in s.models(): os.kill(pid, signal.SIGKILL)
-            assert busy and await asyncio.to_thread(within, 30, lambda n=restarts: s.info()['restarts'] > n)
+        task = asyncio.create_task(web.post('/generate/', json=FOX | dict(num_inference_steps=200, width=512, height=512)))
+        assert await asyncio.to_thread(within, 30, lambda: s.info()['drawing'] == 1)
+        first = await asyncio.to_thread(busiest, both)
+        for pid in (first, *(set(both) - {first})):
+            os.kill(pid, signal.SIGKILL)
+            assert await asyncio.to_thread(within, 30, lambda: task.done() or s.info()['drawing'] == 1)
         answer = await task
-        assert answer.status_code == 500 and 'twice' in answer.json()['message'] and 'SIGKILL' in answer.json()['message']
-    assert within(60, lambda: s.web.get('/health').status_code == 200)
+        assert answer.status_code == 500 and 'SIGKILL' in answer.json()['message'] and 'twice' in answer.json()['message'], answer.text
     processes = children(s.process.pid)
     s.process.kill()
     assert within(10, lambda: not any(map(alive, processes))), 'model processes end with their server'
