@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SPAWN', 'TWICE', 'Died', 'Worker', 'Ticket', 'Busy', 'ImageQueue']
 
-# %% ../nbs/26_image_queue.ipynb #ecea59fb
+# %% ../nbs/26_image_queue.ipynb #386105df
 import asyncio, atexit, math, multiprocessing, signal, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .image_jobs import Job, work
 from .picture import Failure, Picture
 
-# %% ../nbs/26_image_queue.ipynb #a5fbd840
+# %% ../nbs/26_image_queue.ipynb #44bd7ac3
 SPAWN = multiprocessing.get_context('spawn')
 
 @contextmanager
@@ -27,7 +27,7 @@ def _deaf():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../nbs/26_image_queue.ipynb #652c6ca7
+# %% ../nbs/26_image_queue.ipynb #ad847387
 class Died(Exception): "A model process ended, or was ended, while something was asked of it."
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
         self.settings, self.process, self.pipe = (str(model), gpu, device, batch), None, None
         self.up, self.stopped, self._lock = False, False, threading.Lock()
 
-# %% ../nbs/26_image_queue.ipynb #7952f1b2
+# %% ../nbs/26_image_queue.ipynb #24c33a9d
 @patch
 def _heard(self: Worker, seconds=None):
     "What the process says next."
@@ -55,7 +55,7 @@ def _heard(self: Worker, seconds=None):
     code = self.process.exitcode or 0
     raise Died(late or f'ended unexpectedly ({signal.Signals(-code).name if code < 0 else f"exit code {code}"})')
 
-# %% ../nbs/26_image_queue.ipynb #028b0b60
+# %% ../nbs/26_image_queue.ipynb #b3574206
 @patch
 def start(self: Worker) -> dict | Failure:
     "Start the process, or start it again; wait until its model is loaded, and say what was loaded."
@@ -71,7 +71,7 @@ def start(self: Worker) -> dict | Failure:
     self.up = not isinstance(loaded, Failure)
     return loaded
 
-# %% ../nbs/26_image_queue.ipynb #1e7110ac
+# %% ../nbs/26_image_queue.ipynb #d2eadef4
 @patch
 def ask(self: Worker, jobs: list[Job], seconds: float | None = None) -> list[Picture | Failure]:
     "One answer a job. Raises `Died`, also for a call that takes more than `seconds`."
@@ -79,7 +79,7 @@ def ask(self: Worker, jobs: list[Job], seconds: float | None = None) -> list[Pic
     except OSError: pass        # `_heard` says how it ended
     return self._heard(seconds)
 
-# %% ../nbs/26_image_queue.ipynb #e93bcdbc
+# %% ../nbs/26_image_queue.ipynb #346c6e79
 @patch
 def stop(self: Worker):
     "End the process now; it can not be started again."
@@ -89,7 +89,7 @@ def stop(self: Worker):
         self.process.kill(); self.process.join(5)
         atexit.unregister(self.process.kill)
 
-# %% ../nbs/26_image_queue.ipynb #29e550f2
+# %% ../nbs/26_image_queue.ipynb #925552ab
 @dataclass(eq=False)
 class Ticket:
     job: Job
@@ -100,7 +100,7 @@ class Busy(Exception):
     "No room for more; `retry_after` seconds from now there may be."
     def __init__(self, message: str, retry_after: int = 5): self.retry_after = retry_after; super().__init__(message)
 
-# %% ../nbs/26_image_queue.ipynb #bce80b3c
+# %% ../nbs/26_image_queue.ipynb #308791b1
 class ImageQueue:
     "Jobs on their way to model processes."
     def __init__(self,
@@ -122,7 +122,7 @@ class ImageQueue:
     def room(self) -> int: return self.limit - len(self.waiting)
     def _in_thread(self, call, *args): return asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
-# %% ../nbs/26_image_queue.ipynb #eb789f44
+# %% ../nbs/26_image_queue.ipynb #3e659b79
 @patch
 def _next(self: ImageQueue) -> list[Ticket]:
     "The tickets of the next call."
@@ -134,7 +134,7 @@ def _next(self: ImageQueue) -> list[Ticket]:
     for t in same[:self.batch - 1]: self.waiting.remove(t)
     return [first, *same[:self.batch - 1]]
 
-# %% ../nbs/26_image_queue.ipynb #4dd6d9f5
+# %% ../nbs/26_image_queue.ipynb #3d4954eb
 @patch
 def _forget(self: ImageQueue, ticket):
     if ticket in self.waiting: self.waiting.remove(ticket)
@@ -156,7 +156,7 @@ def patience(self: ImageQueue) -> int:
     "Seconds until the queue will have been drawn, by the pace so far: 1 to 300."
     return max(1, min(300, math.ceil(len(self.waiting) * self.pace / max(1, sum(w.up for w in self.workers)))))
 
-# %% ../nbs/26_image_queue.ipynb #73571320
+# %% ../nbs/26_image_queue.ipynb #d92a89aa
 @patch
 def _answer(self: ImageQueue, tickets, answers):
     for t, a in zip(tickets, answers, strict=True):
@@ -167,7 +167,7 @@ def _refuse(self: ImageQueue, tickets, why):
     "The same failure for all."
     self._answer(tickets, [Failure(kind='unavailable', message=why, transient=True)] * len(tickets))
 
-# %% ../nbs/26_image_queue.ipynb #4c75bf4a
+# %% ../nbs/26_image_queue.ipynb #8149252f
 TWICE = 'the model process {} while it drew this picture, twice: try a smaller size, or other settings'
 
 @patch
@@ -179,7 +179,7 @@ def _again(self: ImageQueue, tickets, how):
         else: self.waiting.appendleft(t)
     self._news.set()
 
-# %% ../nbs/26_image_queue.ipynb #cbc6a8a6
+# %% ../nbs/26_image_queue.ipynb #9760693c
 @patch
 def _watch(self: ImageQueue, worker):
     "Notice when an idle process ends, without asking it."
@@ -190,7 +190,7 @@ def _watch(self: ImageQueue, worker):
         self._news.set()
     loop.add_reader(end, ended)
 
-# %% ../nbs/26_image_queue.ipynb #d2418b63
+# %% ../nbs/26_image_queue.ipynb #9de4746c
 @patch
 async def _revive(self: ImageQueue, worker):
     "Start a process again; if its model can't be loaded, tell those who wait, and rest."
@@ -205,7 +205,7 @@ async def _revive(self: ImageQueue, worker):
     try: await asyncio.wait_for(self._closed.wait(), self.rest)
     except TimeoutError: pass
 
-# %% ../nbs/26_image_queue.ipynb #7ea7ec77
+# %% ../nbs/26_image_queue.ipynb #bfbe5e93
 @patch
 async def _call(self: ImageQueue, worker, tickets):
     "One pipeline call, with the books kept."
@@ -217,7 +217,7 @@ async def _call(self: ImageQueue, worker, tickets):
     self.pace = .8*self.pace + .2*(time.monotonic() - start)/len(tickets)
     self._answer(tickets, answers)
 
-# %% ../nbs/26_image_queue.ipynb #75bdee3a
+# %% ../nbs/26_image_queue.ipynb #6ec0c02f
 @patch
 async def _serve(self: ImageQueue, worker):
     "Keep one process busy until the queue closes."
@@ -228,7 +228,7 @@ async def _serve(self: ImageQueue, worker):
             self._news.clear()
             await self._news.wait()
 
-# %% ../nbs/26_image_queue.ipynb #167b3a0a
+# %% ../nbs/26_image_queue.ipynb #70a43ace
 @patch
 async def start(self: ImageQueue) -> Failure | None:  # noqa: F811
     "Load the model in all processes at once; what failed, if anything did."
@@ -239,7 +239,7 @@ async def start(self: ImageQueue) -> Failure | None:  # noqa: F811
     for w in self.workers: self._watch(w)
     self._tasks = [asyncio.create_task(self._serve(w)) for w in self.workers]
 
-# %% ../nbs/26_image_queue.ipynb #60c18bb1
+# %% ../nbs/26_image_queue.ipynb #ca40e671
 @patch
 def close(self: ImageQueue):
     "Take nothing more, and tell those who wait; what is being drawn goes on."
@@ -259,7 +259,7 @@ async def stop(self: ImageQueue, force: bool = False):  # noqa: F811
     await asyncio.gather(*[self._in_thread(w.stop) for w in self.workers])
     self._threads.shutdown(wait=False)
 
-# %% ../nbs/26_image_queue.ipynb #bdeb8270
+# %% ../nbs/26_image_queue.ipynb #c283aeb5
 @patch
 def state(self: ImageQueue) -> dict:
     "Figures of the moment, and since the start."
