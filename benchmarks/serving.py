@@ -1,6 +1,6 @@
 """What do batches bring to a picture server?
 
-Two servers of the same model, `llmi serve images --batch 8` and `--batch 1`, side by side: the same 32 pictures are asked for one
+Two servers of the same model, `llmi serve images --batch 8` and `--batch 1`, side by side: the same 16 pictures are asked for one
 after the other, and all at once. The ratio is pictures per second; the bytes must be the same whoever travels with whom. On a
 processor a batch is drawn in double precision for that, so it pays in small models only. Run:
 python benchmarks/serving.py [MODEL [GPU [STEPS]]]   (without a model: the tiny one of the notebooks, on the processor)
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-PICTURES, ROUNDS, BATCH = 32, 5, 8
+PICTURES, ROUNDS, BATCH = 16, 3, 8
 LLMI = Path(sys.executable).parent/'llmi'
 
 
