@@ -301,6 +301,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'llmi_kit/image_queue.py'),
                                       'llmi_kit.image_queue.ImageQueue._call': ( 'image_queue.html#imagequeue._call',
                                                                                  'llmi_kit/image_queue.py'),
+                                      'llmi_kit.image_queue.ImageQueue._forget': ( 'image_queue.html#imagequeue._forget',
+                                                                                   'llmi_kit/image_queue.py'),
                                       'llmi_kit.image_queue.ImageQueue._in_thread': ( 'image_queue.html#imagequeue._in_thread',
                                                                                       'llmi_kit/image_queue.py'),
                                       'llmi_kit.image_queue.ImageQueue._next': ( 'image_queue.html#imagequeue._next',
