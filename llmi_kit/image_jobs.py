@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['same_noise', 'Job', 'edit_job', 'Artist', 'work']
 
-# %% ../nbs/25_image_jobs.ipynb #1733b53b
+# %% ../nbs/25_image_jobs.ipynb #a88c5d36
 import inspect, os, threading
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .picture import Failure, Origin, Picture
 from .tools.image_model import LONGEST, ImageModel, call_arguments, fitted, quiet_diffusers, takes
 
-# %% ../nbs/25_image_jobs.ipynb #3ac373ab
+# %% ../nbs/25_image_jobs.ipynb #ffc1467e
 def same_noise():
     "A `with` block in which noise for double precision is the noise of single precision."
     import torch
@@ -28,7 +28,7 @@ def same_noise():
             return func(*args, **kwargs | dict(dtype=torch.float32)).to(torch.float64)
     return SameNoise()
 
-# %% ../nbs/25_image_jobs.ipynb #12e5d3d3
+# %% ../nbs/25_image_jobs.ipynb #76cdfa7a
 @dataclass(frozen=True, eq=False)
 class Job:
     "One picture to draw. What is None is left to the model."
@@ -46,7 +46,7 @@ class Job:
         "Jobs in which this is equal can share a call."
         return self.image and self.image.size, self.size, self.steps, self.guidance, self.strength, self.negative is None
 
-# %% ../nbs/25_image_jobs.ipynb #c1711e6b
+# %% ../nbs/25_image_jobs.ipynb #1074f8f3
 def edit_job(
     prompt: str,
     picture: Picture,
@@ -59,7 +59,7 @@ def edit_job(
     image = fitted(source if size is None else source.convert('RGBA').resize(size, Image.Resampling.LANCZOS))
     return Job(prompt, image=image, size=size or image.size, **settings)
 
-# %% ../nbs/25_image_jobs.ipynb #e47e2f31
+# %% ../nbs/25_image_jobs.ipynb #65d3e8bb
 class Artist:
     "A model that draws jobs."
     def __init__(self,
@@ -75,7 +75,7 @@ class Artist:
         "Are bytes kept equal by double precision?"
         return self.batch > 1 and self.model.device == 'cpu'
 
-# %% ../nbs/25_image_jobs.ipynb #08cb7696
+# %% ../nbs/25_image_jobs.ipynb #231cb669
 def _changing(pipe):
     "The pipeline that changes pictures with the weights of `pipe`, or None."
     if takes(pipe.__call__, 'image'): return pipe
@@ -84,7 +84,7 @@ def _changing(pipe):
     try: return quiet_diffusers().AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError: return None      # nobody wrote one for this architecture
 
-# %% ../nbs/25_image_jobs.ipynb #cbc38008
+# %% ../nbs/25_image_jobs.ipynb #643c3f90
 @patch
 def _loaded(self: Artist):
     "Find the pipelines. Raises what loading raises."
@@ -98,7 +98,7 @@ def _loaded(self: Artist):
         pipe.set_progress_bar_config(disable=True)
         if self.double: pipe.to(torch.float64)
 
-# %% ../nbs/25_image_jobs.ipynb #9e94a2bf
+# %% ../nbs/25_image_jobs.ipynb #25ece5bd
 @patch
 def load(self: Artist) -> dict | Failure:
     "Load the model; what it can do and where. Never raises."
@@ -110,7 +110,7 @@ def load(self: Artist) -> dict | Failure:
     return dict(model=self.model.name, device=self.model.device, batch=self.batch, exact=exact, draws=bool(self.draws),
                 changes=bool(self.changes))
 
-# %% ../nbs/25_image_jobs.ipynb #c64605ea
+# %% ../nbs/25_image_jobs.ipynb #cf5b0657
 def _arguments(pipe, jobs):
     "What the call takes for these jobs, which share their settings."
     first = jobs[0]
@@ -124,7 +124,7 @@ def _arguments(pipe, jobs):
     return call_arguments(pipe, [j.prompt for j in jobs], images, [j.seed for j in jobs], negative_prompt=negative, width=width,
         height=height, num_inference_steps=first.steps, strength=first.strength, **{scale: first.guidance})
 
-# %% ../nbs/25_image_jobs.ipynb #d78f6ffd
+# %% ../nbs/25_image_jobs.ipynb #4232b5c0
 @patch
 def _images(self: Artist, pipe, jobs):
     "Pictures of one call, as PIL images of the size that was asked for."
@@ -134,21 +134,21 @@ def _images(self: Artist, pipe, jobs):
     sizes = [j.size if j.image else i.size for i, j in zip(images, jobs, strict=True)]
     return [i if i.size == s else i.resize(s, Image.Resampling.LANCZOS) for i, s in zip(images, sizes, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #b3203b42
+# %% ../nbs/25_image_jobs.ipynb #72bb06ca
 @patch
 def _why(self: Artist, e) -> Failure:
     if not isinstance(e, ValueError): return self.model._failed(e)
     said = ' '.join(str(e).split())[:200]       # diffusers' own checks of what it was asked for
     return Failure(kind='invalid', message=f'{self.model.name} can not draw this: {said}')
 
-# %% ../nbs/25_image_jobs.ipynb #0e1cd4ad
+# %% ../nbs/25_image_jobs.ipynb #f7244199
 def _no_step(pipe, job):
     "Is nothing left to draw? Image-to-image runs only the last steps: `strength` of them."
     takes_what = inspect.signature(pipe.__call__).parameters
     if job.image is None or 'strength' not in takes_what: return False
     return (job.steps or takes_what['num_inference_steps'].default) * (job.strength or takes_what['strength'].default) < 1
 
-# %% ../nbs/25_image_jobs.ipynb #ba7f794a
+# %% ../nbs/25_image_jobs.ipynb #c87ccb2f
 @patch
 def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     "One answer a job, from one call for all, which must share their settings. Never raises."
@@ -165,12 +165,12 @@ def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     origins = [Origin(tool='', backend=self.model.name, seed=j.seed) for j in jobs]
     return [Picture.from_pil(i.convert('RGB'), o) for i, o in zip(images, origins, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #339c0b57
+# %% ../nbs/25_image_jobs.ipynb #371840f5
 def _end_with_parent():
     connection.wait([parent_process().sentinel])
     os._exit(0)     # nobody is left to hand a picture to
 
-# %% ../nbs/25_image_jobs.ipynb #e5cf8d9a
+# %% ../nbs/25_image_jobs.ipynb #308f14b6
 def work(
     pipe,               # our end of a `multiprocessing.Pipe`
     model: str,

@@ -4,7 +4,7 @@
 __all__ = ['Limits', 'Studio', 'Gate', 'image_app', 'CanNotServe', 'key_from', 'workers_for', 'listening', 'serve_images',
            'serve']
 
-# %% ../nbs/28_serving.ipynb #b4c1cd36
+# %% ../nbs/28_serving.ipynb #faa99d22
 import asyncio, base64, contextlib, hmac, os, re, secrets, signal, socket, time
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,7 @@ from .picture import MAX_BYTES, Failure, Origin, Picture
 from .tools.image_model import ImageModel
 from .tools.image_server import decoded
 
-# %% ../nbs/28_serving.ipynb #d794fdbd
+# %% ../nbs/28_serving.ipynb #b26a0058
 @dataclass(frozen=True)
 class Limits:
     "What a request may bring and ask for."
@@ -38,7 +38,7 @@ class Studio:
     @property
     def name(self) -> str: return self.queue.loaded['model']
 
-# %% ../nbs/28_serving.ipynb #b62d9a4d
+# %% ../nbs/28_serving.ipynb #d5a14867
 @patch
 def settings(self: Studio, wish) -> dict:
     "The arguments of a `Job` that don't differ between the pictures of a wish. Raises `Problem`."
@@ -50,13 +50,13 @@ def settings(self: Studio, wish) -> dict:
         raise Problem(404, f'this server has no model of that name: leave model out, or ask for {self.name}', 'model_not_found', 'model')
     return dict(negative=wish.negative_prompt, size=size, steps=wish.num_inference_steps, guidance=wish.guidance_scale)
 
-# %% ../nbs/28_serving.ipynb #afd1d244
+# %% ../nbs/28_serving.ipynb #125e8d8d
 def _seeded(job, wish):
     "One job a picture; without a seed in the wish, one that nobody has had."
     first = secrets.randbelow(2**31) if wish.seed is None else wish.seed
     return [replace(job, seed=(first + k) % 2**63) for k in range(wish.n)]
 
-# %% ../nbs/28_serving.ipynb #424aebb1
+# %% ../nbs/28_serving.ipynb #3c7ffda7
 @patch
 async def edit_jobs(self: Studio, wish, data: bytes, param: str) -> list[Job]:
     "The jobs of an edit of the encoded picture `data`, which came in the parameter `param`. Raises `Problem`."
@@ -65,7 +65,7 @@ async def edit_jobs(self: Studio, wish, data: bytes, param: str) -> list[Job]:
     if isinstance(picture, Failure): raise problem_of(picture, param)
     return _seeded(await asyncio.to_thread(edit_job, wish.prompt, picture, strength=wish.strength, **settings), wish)
 
-# %% ../nbs/28_serving.ipynb #a1184e71
+# %% ../nbs/28_serving.ipynb #da317e34
 async def _unless_gone(request, futures):
     "The answers; nobody reads what is returned if the client hangs up first."
     answers = asyncio.gather(*futures)
@@ -79,7 +79,7 @@ async def _unless_gone(request, futures):
     finally:
         gone.cancel()
 
-# %% ../nbs/28_serving.ipynb #66abcabd
+# %% ../nbs/28_serving.ipynb #a1e96bb3
 @patch
 async def draw(self: Studio, request: Request, jobs: list[Job]) -> list[Picture]:
     "Through the queue. Raises `Problem`."
@@ -90,7 +90,7 @@ async def draw(self: Studio, request: Request, jobs: list[Job]) -> list[Picture]
     if failed := next((a for a in answers if isinstance(a, Failure)), None): raise problem_of(failed)
     return answers
 
-# %% ../nbs/28_serving.ipynb #b23c971c
+# %% ../nbs/28_serving.ipynb #ca2e6f5e
 def _b64(picture): return base64.b64encode(picture.data).decode()
 
 @patch
@@ -98,13 +98,13 @@ def in_openai(self: Studio, pictures: list[Picture]) -> dict:
     "The answer of both routes, with a seed a picture."
     return dict(created=int(time.time()), output_format='png', data=[dict(b64_json=_b64(p), seed=p.origin.seed) for p in pictures])
 
-# %% ../nbs/28_serving.ipynb #7a881577
+# %% ../nbs/28_serving.ipynb #8de04e79
 @patch
 async def generations(self: Studio, wish: Generation, request: Request) -> dict:
     jobs = _seeded(Job(wish.prompt, **self.settings(wish)), wish)
     return self.in_openai(await self.draw(request, jobs))
 
-# %% ../nbs/28_serving.ipynb #89093313
+# %% ../nbs/28_serving.ipynb #0083b04b
 @patch
 async def edits(self: Studio, request: Request) -> dict:
     if not request.headers.get('content-type', '').startswith('multipart/form-data'):
@@ -118,48 +118,48 @@ async def edits(self: Studio, request: Request) -> dict:
     except ValidationError as e: raise misfit(e.errors()[0]) from None
     return self.in_openai(await self.draw(request, await self.edit_jobs(wish, data, 'image')))
 
-# %% ../nbs/28_serving.ipynb #ccd16b09
+# %% ../nbs/28_serving.ipynb #e375b366
 @patch
 async def models(self: Studio) -> dict:
     return dict(object='list', data=[dict(id=self.name, object='model', created=0, owned_by='llmi_kit')])
 
-# %% ../nbs/28_serving.ipynb #29eba991
+# %% ../nbs/28_serving.ipynb #37beb100
 @patch
 def in_qwen(self: Studio, pictures: list[Picture]) -> dict:
     return dict(status='success', images=[_b64(p) for p in pictures], seeds=[p.origin.seed for p in pictures])
 
-# %% ../nbs/28_serving.ipynb #ba48457a
+# %% ../nbs/28_serving.ipynb #84fb7bbd
 @patch
 async def qwen_generate(self: Studio, wish: QwenGeneration, request: Request) -> dict:
     jobs = _seeded(Job(wish.prompt, **self.settings(wish)), wish)
     return self.in_qwen(await self.draw(request, jobs))
 
-# %% ../nbs/28_serving.ipynb #7df00d34
+# %% ../nbs/28_serving.ipynb #5eb974ec
 @patch
 async def qwen_edit(self: Studio, wish: QwenEdit, request: Request) -> dict:
     if (data := decoded(wish.image_b64)) is None: raise Problem(400, 'image_b64 is not base64', 'invalid_value', 'image_b64')
     return self.in_qwen(await self.draw(request, await self.edit_jobs(wish, data, 'image_b64')))
 
-# %% ../nbs/28_serving.ipynb #2d1f8f44
+# %% ../nbs/28_serving.ipynb #1e661382
 @patch
 async def health(self: Studio) -> dict:
     state = self.queue.state()
     if self.queue.closing or not state['ready']: raise Problem(503, 'no model process is ready', retry_after=5)
     return dict(status='healthy', **state)
 
-# %% ../nbs/28_serving.ipynb #2a353dc1
+# %% ../nbs/28_serving.ipynb #bf27f579
 @patch
 async def info(self: Studio) -> dict:
     return dict(**self.queue.loaded, max_side=self.limits.side, max_body=self.limits.body, queue=self.queue.limit, **self.queue.state())
 
-# %% ../nbs/28_serving.ipynb #46d0b5be
+# %% ../nbs/28_serving.ipynb #f992c4d6
 def _key_in(header: str) -> str:
     "The key that an Authorization header holds."
     kind, _, value = header.partition(' ')
     if kind.lower() == 'basic': return (decoded(value.strip()) or b'').decode('utf-8', 'replace').partition(':')[2]
     return value.strip() if kind.lower() == 'bearer' else ''
 
-# %% ../nbs/28_serving.ipynb #8c369a2d
+# %% ../nbs/28_serving.ipynb #0d2dd671
 class Gate:
     "ASGI middleware: what a request must pass before its body is read."
     def __init__(self, app, studio: Studio, key: str = ''):
@@ -178,7 +178,7 @@ class Gate:
 
 def _too_long(most): return Problem(413, f'the request has more than {most:,} bytes', 'too_large')
 
-# %% ../nbs/28_serving.ipynb #79e4db82
+# %% ../nbs/28_serving.ipynb #d331fb3c
 @patch
 def _measured(self: Gate, receive):
     "`receive`, which raises `Problem` when the body is too long or too late."
@@ -193,7 +193,7 @@ def _measured(self: Gate, receive):
         return message
     return measured
 
-# %% ../nbs/28_serving.ipynb #3cc4f1e1
+# %% ../nbs/28_serving.ipynb #a3e3153d
 async def _drained(receive, most=2*Limits.body, seconds=5):
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -202,7 +202,7 @@ async def _drained(receive, most=2*Limits.body, seconds=5):
                 most -= len(message.get('body', b''))
                 if not message.get('more_body'): return
 
-# %% ../nbs/28_serving.ipynb #4ed6d80e
+# %% ../nbs/28_serving.ipynb #d9bef2e0
 @patch
 async def __call__(self: Gate, scope, receive, send):
     if scope['type'] != 'http': return await self.app(scope, receive, send)
@@ -214,7 +214,7 @@ async def __call__(self: Gate, scope, receive, send):
     try: await self.app(scope, self._measured(receive), send)
     finally: self.inside -= posts
 
-# %% ../nbs/28_serving.ipynb #97cf34e6
+# %% ../nbs/28_serving.ipynb #87e37a0a
 def image_app(studio: Studio, key: str = '') -> FastAPI:
     "The routes of both dialects; with a key, closed to whoever doesn't send it."
     app = FastAPI(title='llmi images', docs_url=None, redoc_url=None)   # their pages load scripts from elsewhere
@@ -235,7 +235,7 @@ def image_app(studio: Studio, key: str = '') -> FastAPI:
         app.add_exception_handler(kind, answer)
     return app
 
-# %% ../nbs/28_serving.ipynb #233d640d
+# %% ../nbs/28_serving.ipynb #e741c81d
 class CanNotServe(Exception):
     "One sentence for the person who typed the command, and its exit code: 2 for what that person can type differently."
     def __init__(self, message: str, code: int = 2): self.code = code; super().__init__(message)
@@ -247,7 +247,7 @@ def key_from(name: str) -> str:
     if name and not os.environ.get(name): raise CanNotServe(f'the environment variable {name} is not set: put the API key there')
     return os.environ[name] if name else ''
 
-# %% ../nbs/28_serving.ipynb #847aec19
+# %% ../nbs/28_serving.ipynb #271b0c82
 def workers_for(model: str, gpus: str, batch: int = 0) -> list[Worker]:
     "A process for each entry of `gpus`: `0,1`, or `cpu`; empty: one on the best device there is. Raises `CanNotServe`."
     if missing := ImageModel(model).ready():
@@ -263,7 +263,7 @@ def workers_for(model: str, gpus: str, batch: int = 0) -> list[Worker]:
         raise CanNotServe(f'there is no GPU {bad} here: {instead}')
     return [Worker(model, None if g == 'cpu' else int(g), 'cpu' if g == 'cpu' else 'cuda', batch) for g in names]
 
-# %% ../nbs/28_serving.ipynb #766d400f
+# %% ../nbs/28_serving.ipynb #ad77b0a0
 def listening(host: str, port: int) -> socket.socket:
     "A socket bound to the address; nobody can connect before the server listens. Raises `CanNotServe`."
     try:
@@ -276,7 +276,7 @@ def listening(host: str, port: int) -> socket.socket:
         why = 'the port is in use: choose another --port' if getattr(e, 'errno', 0) == 98 else f'{getattr(e, "strerror", None) or e}'
         raise CanNotServe(f'can not listen on {host}:{port}: {why}') from None
 
-# %% ../nbs/28_serving.ipynb #bdd5ffc0
+# %% ../nbs/28_serving.ipynb #25a55a0a
 class _Server(uvicorn.Server):
     "Uvicorn, which tells the queue before it waits for its connections, and leaves signals to us."
     def __init__(self, studio, key):
@@ -290,7 +290,7 @@ class _Server(uvicorn.Server):
         self.queue.close()
         await super().shutdown(sockets)
 
-# %% ../nbs/28_serving.ipynb #814fc273
+# %% ../nbs/28_serving.ipynb #26a17cd6
 @contextlib.contextmanager
 def _ended_by_signals(server):
     loop, me = asyncio.get_running_loop(), asyncio.current_task()
@@ -302,7 +302,7 @@ def _ended_by_signals(server):
     finally:
         for s in (signal.SIGINT, signal.SIGTERM): loop.remove_signal_handler(s)
 
-# %% ../nbs/28_serving.ipynb #d4891f1b
+# %% ../nbs/28_serving.ipynb #b9a5d245
 async def serve_images(studio: Studio, bound: socket.socket, key: str = '', say=print):
     "Load, serve until a signal comes, stop. Raises `CanNotServe` if the model can not be loaded."
     server, queue = _Server(studio, key), studio.queue
@@ -321,7 +321,7 @@ async def serve_images(studio: Studio, bound: socket.socket, key: str = '', say=
         bound.close()
         await queue.stop(force=server.force_exit or not server.started)
 
-# %% ../nbs/28_serving.ipynb #206d0c24
+# %% ../nbs/28_serving.ipynb #8f63f3b6
 def serve(
     model: str, gpus: str = '', host: str = '127.0.0.1', port: int = 8000,
     key_env: str = '',      # the environment variable that holds the API key
