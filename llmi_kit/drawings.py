@@ -77,7 +77,7 @@ NOUNS = set((
     'engine, flame, flying saucer, frankfurter, fries, gem, globe, grape, grasshopper, hatchet, headphone, hiking boot, '
     'hippo, home, honey, honeybee, hot pepper, hotdog, jack-o-lantern, jacket, jewel, juice, keyboard, lady beetle, '
     'ladybird, letter, loaf, lorry, loudspeaker, luggage, maize, mic, milk, mobile phone, mug, package, pancake, pants, '
-    'parcel, pc, peanut, pickle, pickup, present, prize, rucksack, running shoe, saturn, sausage, sax, sea lion, seat, '
+    'parcel, pc, peanut, piano, pickle, pickup, present, prize, rucksack, running shoe, saturn, sausage, sax, sea lion, seat, '
     'serpent, shirt, soccer, soccer ball, soda, sow, spanner, t-rex, tangerine, terrapin, thunder, toadstool, torch, '
     'tortoise, train, trousers, tv, whirlwind, wine, world, yacht').split(', '))
 
