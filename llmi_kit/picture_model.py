@@ -32,10 +32,8 @@ def merges_for(words: list[str]) -> list[tuple[str, str]]:
     "Merges that make each word one token."
     ranks = {}
     for word in words:
-        parts = _pieces(word, ranks)
-        for tail in parts[1:]:
-            ranks.setdefault((parts[0], tail), len(ranks))
-            parts[0] += tail
+        # cut anew after each merge: in a word that repeats its beginning, such as coconut, it applies twice
+        while len(parts := _pieces(word, ranks)) > 1: ranks[parts[0], parts[1]] = len(ranks)
     return list(ranks)
 
 # %% ../nbs/15_picture_model.ipynb #6ada6960
