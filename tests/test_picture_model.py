@@ -1,4 +1,4 @@
-"""The embedded text-to-image model as it ships, its data and its measurement."""
+"""The text-to-image model of our own, its data and its measurement; what needs trained weights waits until they ship."""
 import json
 import random
 
