@@ -4,7 +4,7 @@
 __all__ = ['app', 'Out', 'ProfileName', 'Inputs', 'Seed', 'PICTURES', 'serve', 'Gpus', 'KeyEnv', 'Batch', 'spread', 'generate',
            'render', 'doctor', 'serve_images', 'main']
 
-# %% ../nbs/30_cli.ipynb #196a1cac
+# %% ../nbs/30_cli.ipynb #8f7c084f
 import asyncio, os, platform, sys, time
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -17,7 +17,7 @@ import typer
 from . import __version__
 from .config import SettingsError, load_profile, settings_file
 
-# %% ../nbs/30_cli.ipynb #14379e4e
+# %% ../nbs/30_cli.ipynb #94a462bd
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Illustrated answers: a language model writes, four tools make the pictures.')
 
@@ -26,12 +26,12 @@ ProfileName = Annotated[str | None, typer.Option('--profile', help='A section of
 Inputs = Annotated[list[Path] | None, typer.Option('--inputs', metavar='IMG ...', help='Pictures that come with the question.')]
 Seed = Annotated[int, typer.Option('--seed', help='Same seed, same answer.', min=0)]
 
-# %% ../nbs/30_cli.ipynb #1da7f817
+# %% ../nbs/30_cli.ipynb #6a4915db
 def _leave(message, code):
     typer.echo(f'llmi: {message}', err=True)
     raise typer.Exit(code)
 
-# %% ../nbs/30_cli.ipynb #7c039239
+# %% ../nbs/30_cli.ipynb #22cdcd86
 @contextmanager
 def _manners(out: Path | None = None):
     from llmi_kit.writer import UnusableInput
@@ -44,7 +44,7 @@ def _manners(out: Path | None = None):
         if out is None or not str(e.filename or '').startswith(str(out)): raise
         _leave(f'the report could not be written to {out}: {e.strerror}', 1)
 
-# %% ../nbs/30_cli.ipynb #944b8d38
+# %% ../nbs/30_cli.ipynb #ad693f9d
 def _writable(out):
     "Can a report be put here? Nothing is made yet: a mistake further on should leave no empty folder."
     from llmi_kit.writer import UnusableInput
@@ -52,7 +52,7 @@ def _writable(out):
     if not there.is_dir(): raise UnusableInput(f'--out {out} can not be a folder for the report: {there.name} is a file')
     if not os.access(there, os.W_OK): raise UnusableInput(f'--out {out} is not writable: choose another folder')
 
-# %% ../nbs/30_cli.ipynb #7cb44e26
+# %% ../nbs/30_cli.ipynb #73ad6869
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.gif')
 
 def spread(
@@ -66,7 +66,7 @@ def spread(
         taking = word == '--inputs' or taking and (more or out[-2:-1] == ['--inputs'])
     return out
 
-# %% ../nbs/30_cli.ipynb #5b8866df
+# %% ../nbs/30_cli.ipynb #790fceec
 def _summary(document, report):
     "What a user wants to know after a run: where the report is, and what failed."
     from llmi_kit.picture import Failure
@@ -75,13 +75,13 @@ def _summary(document, report):
     for i, tag in enumerate(document.tags, 1):
         if isinstance(tag.result, Failure): typer.echo(f'  picture {i} ({tag.source or "?"}) failed, {tag.result}')
 
-# %% ../nbs/30_cli.ipynb #dfa94c9d
+# %% ../nbs/30_cli.ipynb #4dac9406
 def _write(document, out, **facts):
     from llmi_kit.report import write_report
     report = write_report(document, out, date=datetime.now().astimezone(), **facts)
     _summary(document, report)
 
-# %% ../nbs/30_cli.ipynb #83471473
+# %% ../nbs/30_cli.ipynb #0e0eb391
 @app.command()
 def generate(
     question: Annotated[str, typer.Argument(help='What you want to know.')],
@@ -100,7 +100,7 @@ def generate(
         if done.failure: _leave(f'no answer was written ({done.failure})', 1)
         _write(done.document, out, question=question, model=settings.backbone, seconds=time.perf_counter() - started)
 
-# %% ../nbs/30_cli.ipynb #175e0139
+# %% ../nbs/30_cli.ipynb #23a207c0
 def _answer(file, inputs):
     "A document from an answer file: Markdown with tags, or a document.json of ours."
     from llmi_kit.document import Document, parse
@@ -115,7 +115,7 @@ def _answer(file, inputs):
     pictures = read_inputs(inputs)
     return parse(text, len(pictures)).model_copy(update=dict(inputs=pictures))
 
-# %% ../nbs/30_cli.ipynb #c06883cf
+# %% ../nbs/30_cli.ipynb #5ea9aa6b
 @app.command()
 def render(
     answer_file: Annotated[Path, typer.Argument(metavar='ANSWER_FILE', help='Markdown with tags, a document.json, or - for stdin.')],
@@ -130,7 +130,7 @@ def render(
             document = asyncio.run(resolve(document, toolkit, inputs=document.inputs, seed=seed, progress=True))
         _write(document, out)
 
-# %% ../nbs/30_cli.ipynb #42c5d3dc
+# %% ../nbs/30_cli.ipynb #7f77eb3f
 def _hardware():
     import torch
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -138,7 +138,7 @@ def _hardware():
     gpu = ', '.join(f'{g.name} {g.total_memory / 2**30:.0f} GB' for g in gpus) or 'no GPU'
     return f'{os.cpu_count()} cores, {memory:.0f} GB memory, {gpu}, {platform.system()} {platform.release()}'
 
-# %% ../nbs/30_cli.ipynb #a3f6e8c9
+# %% ../nbs/30_cli.ipynb #e6207511
 def _versions():
     def of(name):
         try: return f'{name} {version(name)}'
@@ -146,10 +146,21 @@ def _versions():
     names = 'torch transformers peft trl bitsandbytes diffusers openai nbdev'
     return f'llmi_kit {__version__}, Python {platform.python_version()}, ' + ', '.join(of(n) for n in names.split())
 
-# %% ../nbs/30_cli.ipynb #e1dd02d2
+# %% ../nbs/30_cli.ipynb #6f86816d
 def _line(name, missing): typer.echo(f"{name:10} {'ready' if missing is None else 'missing: ' + missing}")
 
-# %% ../nbs/30_cli.ipynb #ca407290
+# %% ../nbs/30_cli.ipynb #4869a7b3
+def _memory(settings):
+    "What the profile puts on a GPU, with licences, and whether it fits."
+    import torch
+    from llmi_kit.memory import needs, verdict
+    gpus = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+    typer.echo(f"{'memory':10} {verdict(settings, gpus)}")
+    for need in needs(settings):
+        gb = '      ?' if need.gb is None else f'{need.gb:4.1f} GB'
+        typer.echo(f"{'':10} {gb} {need.what}{f': {need.model}' if need.model else ''}{f' ({need.licence})' if need.licence else ''}")
+
+# %% ../nbs/30_cli.ipynb #0b845612
 @app.command()
 def doctor(profile: ProfileName = None):
     "Say what this profile needs, what is ready here, and how to get what is missing."
@@ -163,11 +174,12 @@ def doctor(profile: ProfileName = None):
         found = layers()
         filters = 'with' if found['seccomp'] else 'without'
         typer.echo(f"{'sandbox':10} Landlock ABI {found['landlock']}, {filters} seccomp, {found['architecture']}")
+        _memory(settings)
         with Writer.from_profile(settings) as writer:
             _line('writer', writer.chat.ready())
             for name, missing in writer.toolkit.ready().items(): _line(name, missing)
 
-# %% ../nbs/30_cli.ipynb #c74bd948
+# %% ../nbs/30_cli.ipynb #09b1411d
 serve = typer.Typer(no_args_is_help=True, help='Serve a model to others over HTTP.')
 app.add_typer(serve, name='serve')
 
@@ -175,7 +187,7 @@ Gpus = Annotated[str, typer.Option(help='A model process on each: 0,1. Left out:
 KeyEnv = Annotated[str, typer.Option(help='Environment variable that holds the API key clients must send.', metavar='NAME')]
 Batch = Annotated[int, typer.Option(help='Pictures in one pipeline call, at most; 0: 4 on a GPU, 1 on a processor.', min=0, max=64)]
 
-# %% ../nbs/30_cli.ipynb #6ee464b9
+# %% ../nbs/30_cli.ipynb #f9da8a8b
 @serve.command('images')
 def serve_images(
     model: Annotated[str, typer.Option(help='Folder in the diffusers layout, or hub name.')],
@@ -191,7 +203,7 @@ def serve_images(
         try: run(model, gpus, host, port, key_env, batch, queue, max_side, typer.echo)
         except CanNotServe as e: _leave(e, e.code)
 
-# %% ../nbs/30_cli.ipynb #24981982
+# %% ../nbs/30_cli.ipynb #32754e02
 def main():
     "The `llmi` command."
     sys.argv[1:] = spread(sys.argv[1:])

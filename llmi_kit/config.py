@@ -4,7 +4,7 @@
 __all__ = ['LEASE', 'Settings', 'Profile', 'SettingsError', 'settings_file', 'load_profile', 'cache_dir', 'asset', 'derive_seed',
            'cache_key', 'PlainDisk', 'Store', 'once']
 
-# %% ../nbs/00_config.ipynb #44402739
+# %% ../nbs/00_config.ipynb #2c9635de
 import asyncio, hashlib, json, os, random, socket, time
 from configparser import ConfigParser, Error as IniError
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import diskcache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-# %% ../nbs/00_config.ipynb #df46543a
+# %% ../nbs/00_config.ipynb #09d867da
 class Settings(BaseModel):
     "The lines that a profile may have, with the values of the embedded profile `cpu`."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -28,8 +28,12 @@ class Settings(BaseModel):
     batch: int = Field(8, gt=0)            # answers written at once
     search: tuple[str, ...] = ('local',)   # providers in order: local, commons, openverse, serpapi
     photos: str = ''                       # a folder of your own pictures for local search
-    diffusion: str = ''                    # folder, hub name, openai:MODEL, qwen:URL,URL or nothing
-    edit: tuple[str, ...] = ('pillow',)    # backends in order: pillow, diffusers:MODEL, openai:MODEL, qwen:URL
+    diffusion: str = 'embedded'            # embedded, folder, hub name, openai:MODEL, qwen:URL,URL or nothing
+    diffusion_steps: int | None = Field(None, gt=0)         # denoising steps; empty: what suits the model
+    diffusion_guidance: float | None = Field(None, ge=0)    # guidance scale; empty: what suits the model
+    diffusion_quantization: str = Field('none', pattern='^(none|nf4)$')     # of models on this machine
+    edit: tuple[str, ...] = ('pillow', 'embedded')  # backends in order: pillow, embedded, diffusers:MODEL, openai:MODEL, qwen:URL
+    edit_strength: float | None = Field(None, gt=0, le=1)   # how far a model from words may leave a picture that it edits
     images_server: str = ''                # base URL of an OpenAI-compatible images server
     code_seconds: float = Field(10, gt=0)  # longest drawing
     code_memory_mb: int = Field(1024, ge=256)
@@ -44,10 +48,14 @@ class Settings(BaseModel):
     price_in: float = Field(0., ge=0)      # USD per million tokens
     price_out: float = Field(0., ge=0)
 
-# %% ../nbs/00_config.ipynb #88235a46
+# %% ../nbs/00_config.ipynb #12b0960b
 class Profile(Settings):
     "One named profile. `load_profile` makes it."
     name: str = 'cpu'
+
+    @field_validator('diffusion_steps', 'diffusion_guidance', 'edit_strength', mode='before')
+    @classmethod
+    def _empty(cls, v): return None if v == '' else v
 
     @field_validator('search', 'edit', mode='before')
     @classmethod
@@ -64,11 +72,11 @@ class Profile(Settings):
         "The secret itself, read from the environment when it is needed: `which` is chat, images or serpapi."
         return os.environ.get(getattr(self, f'{which}_key')) or None
 
-# %% ../nbs/00_config.ipynb #14027af2
+# %% ../nbs/00_config.ipynb #b801eab4
 class SettingsError(ValueError):
     "settings.ini can't be used as it stands; the message says which line and what to write."
 
-# %% ../nbs/00_config.ipynb #5c3a33cd
+# %% ../nbs/00_config.ipynb #e82161e1
 def settings_file() -> Path | None:
     "`$LLMI_SETTINGS`, else the first settings.ini with a [llmi_kit] section in this folder or one above."
     if named := os.environ.get('LLMI_SETTINGS'): return Path(named)
@@ -76,7 +84,7 @@ def settings_file() -> Path | None:
     found = (d/'settings.ini' for d in (here, *here.parents))
     return next((f for f in found if f.is_file() and '[llmi_kit]' in f.read_text(errors='replace')), None)
 
-# %% ../nbs/00_config.ipynb #466124f6
+# %% ../nbs/00_config.ipynb #6bb39e4e
 def _sections(file):
     ini = ConfigParser(default_section='-', interpolation=None)     # a % in an address is only a %
     try: ini.read_string(Path(file).read_text(), source=Path(file).name)
@@ -84,7 +92,7 @@ def _sections(file):
     except (IniError, UnicodeDecodeError) as e: raise SettingsError(f'{Path(file).name} is not readable: {e}'.replace('\n', ' ')) from None
     return {name: dict(ini[name]) for name in ini.sections()}
 
-# %% ../nbs/00_config.ipynb #b3725227
+# %% ../nbs/00_config.ipynb #b0585843
 def load_profile(
     name: str | None = None,        # None: the file's own default
     file: str | Path | None = None, # None: `settings_file()`
@@ -103,7 +111,7 @@ def load_profile(
         bad = e.errors()[0]
         raise SettingsError(f"profile '{name}', {'.'.join(map(str, bad['loc']))}: {bad['msg'].removeprefix('Value error, ')}") from None
 
-# %% ../nbs/00_config.ipynb #56b7d569
+# %% ../nbs/00_config.ipynb #bff396ef
 def cache_dir() -> Path:
     "Where converted models and cached answers live: `$LLMI_CACHE`, else `~/.cache/llmi_kit`. Made if missing."
     folder = Path(os.environ.get('LLMI_CACHE') or Path.home()/'.cache'/'llmi_kit').expanduser()
@@ -114,12 +122,12 @@ def asset(name: str) -> Path:
     "A file or folder that ships with the package."
     return Path(str(files('llmi_kit')))/'assets'/name
 
-# %% ../nbs/00_config.ipynb #127df6b4
+# %% ../nbs/00_config.ipynb #9045d4f6
 def derive_seed(seed: int, *parts) -> int:
     "A 31-bit seed for one draw: the same `seed` and `parts` give the same number on every machine."
     return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], 'big') >> 1
 
-# %% ../nbs/00_config.ipynb #02eff657
+# %% ../nbs/00_config.ipynb #428791b0
 def cache_key(**parts) -> str:
     "SHA-256 of the canonical JSON of everything that determines an answer."
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(',', ':'), default=_plain)
@@ -130,14 +138,14 @@ def _plain(value):
     if isinstance(value, BaseModel): return value.model_dump(mode='json')
     raise TypeError(f'{type(value).__name__} has no stable form: give cache_key text, numbers, bytes or a pydantic model')
 
-# %% ../nbs/00_config.ipynb #03432295
+# %% ../nbs/00_config.ipynb #cef0c88f
 class PlainDisk(diskcache.Disk):
     "diskcache's storage without its pickles: a cache folder from somebody else can't run code here."
     def fetch(self, mode, filename, value, read):
         if mode == diskcache.core.MODE_PICKLE: return None
         return super().fetch(mode, filename, value, read)
 
-# %% ../nbs/00_config.ipynb #f668e151
+# %% ../nbs/00_config.ipynb #8836e6f3
 class Store:
     "Text and bytes on disk, shared by threads and processes."
     def __init__(self,
@@ -161,12 +169,12 @@ class Store:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/00_config.ipynb #f8b0af4e
+# %% ../nbs/00_config.ipynb #a88eb181
 LEASE = 600     # seconds after which a flight counts as lost even if its process seems alive (another host, a reused pid)
 
 def _me(): return f'{socket.gethostname()}:{os.getpid()}:{time.time() + LEASE:.0f}'
 
-# %% ../nbs/00_config.ipynb #620bb567
+# %% ../nbs/00_config.ipynb #b72eedf9
 def _lost(flight):
     "Is the process of this flight gone, or its lease over?"
     host, pid, until = flight.rsplit(':', 2)
@@ -177,7 +185,7 @@ def _lost(flight):
     except PermissionError: pass        # somebody else's process: alive
     return False
 
-# %% ../nbs/00_config.ipynb #b984bafd
+# %% ../nbs/00_config.ipynb #223ea89f
 @asynccontextmanager
 async def _flight(disk, key):
     "Hold the one flight of `key`; wait while another process or task holds it."
@@ -193,7 +201,7 @@ async def _flight(disk, key):
     try: yield
     finally: disk.delete('flight:' + key)
 
-# %% ../nbs/00_config.ipynb #8e04206c
+# %% ../nbs/00_config.ipynb #eb3d4685
 async def once(self: Store,
     key: str,                       # from `cache_key`
     make,                           # async function without arguments that makes the value (str or bytes)

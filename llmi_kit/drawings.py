@@ -4,9 +4,9 @@
 __all__ = ['FONT', 'NAMES', 'PACKAGES', 'SYMBOLS', 'RENAMED', 'NOUNS', 'COLOURS', 'WORDS', 'RECOLOURS', 'LEADS', 'PLACES',
            'GROUNDS', 'KINDS', 'SIDE', 'BOXES', 'installed', 'glyph', 'Drawing', 'unicode_names', 'catalogue_from',
            'colour_words', 'main_colour', 'opaque', 'recolour', 'with_colours', 'catalogue', 'Thing', 'Scene',
-           'with_article', 'caption', 'heldout', 'scene_of', 'scenes', 'sprite', 'draw']
+           'with_article', 'caption', 'heldout', 'scene_of', 'scenes', 'properties', 'sprite', 'draw']
 
-# %% ../nbs/04_drawings.ipynb #762402ad
+# %% ../nbs/04_drawings.ipynb #aba6bb93
 import json, os, random, xml.etree.ElementTree as ElementTree
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from .config import asset, derive_seed
 
-# %% ../nbs/04_drawings.ipynb #1da85d4a
+# %% ../nbs/04_drawings.ipynb #907e333f
 FONT, NAMES = 'fonts/truetype/noto/NotoColorEmoji.ttf', 'unicode/cldr/common/annotations/en.xml'
 PACKAGES = {FONT: 'fonts-noto-color-emoji', NAMES: 'unicode-cldr-core'}    # of Debian and Ubuntu
 
@@ -29,7 +29,7 @@ def installed(name: str) -> Path:
     if not found: raise FileNotFoundError(f'{Path(name).name} is not installed: apt install {PACKAGES.get(name, "it")}, or pass its path')
     return found[0]
 
-# %% ../nbs/04_drawings.ipynb #20a2c88b
+# %% ../nbs/04_drawings.ipynb #546a82df
 def glyph(
     symbol: str,            # one emoji
     font: Path | None = None,
@@ -43,7 +43,7 @@ def glyph(
     by = side/max(image.size)
     return image.resize([max(1, round(s*by)) for s in image.size], Image.Resampling.LANCZOS)
 
-# %% ../nbs/04_drawings.ipynb #1ab30973
+# %% ../nbs/04_drawings.ipynb #e93589d2
 SYMBOLS = dict(
     animal='🐹🐒🦍🐕🐩🐺🦊🦝🐈🦁🐅🐆🐎🦄🦓🦌🐄🐖🐑🐐🐪🦙🦒🐘🦏🦛🐁🐇🐿🦔🦇🐻🐨🐼🦥🦦🦘🦃🐔🐓🐤🐦🐧🕊🦅🦆🦢🦉🦩🦚🦜🐸🐊🐢🦎🐍🐉🦕🦖'
            '🐳🐬🦭🐟🐠🐡🦈🐙🐚🐌🦋🐛🐜🐝🐞🕷🦂🦀🦞🦐🦑',
@@ -56,7 +56,7 @@ SYMBOLS = dict(
           '💡🔦📕📚💰🪙✉📦✏💼📌✂🗑🔒🔑🔨🪓🏹🛡🔧⚙⚖🧲🔬🔭💉💊🚪🪟🛏🛋🪑🚽🛁🧹🧺🪣')
 {group: len(symbols) for group, symbols in SYMBOLS.items()}, sum(map(len, SYMBOLS.values()))
 
-# %% ../nbs/04_drawings.ipynb #b406fb1b
+# %% ../nbs/04_drawings.ipynb #90c0ef8e
 RENAMED = dict(pair.split(' ', 1) for pair in (
     '🐑 sheep, 🐐 goat, 🐿 squirrel, 🐤 chick, 🦕 dinosaur, 🦖 tyrannosaurus, 🐳 whale, 🐚 shell, 🐛 caterpillar, 🐝 bee, 🐞 '
     'ladybug, 🐪 camel, 🌲 fir tree, 🌳 tree, 🌾 rice plant, 🍀 clover, 🍂 autumn leaves, 🌼 daisy, 🥝 kiwi, 🌽 corn, 🌶 '
@@ -70,7 +70,7 @@ RENAMED = dict(pair.split(' ', 1) for pair in (
     '📱 phone, 🔍 magnifying glass, 📕 book, 📚 pile of books, 💰 bag of money, 📦 box, 📁 folder, 📌 pin, 🗑 wastebasket, '
     '🔒 padlock, ⚖ scales, 💉 syringe, 🛋 sofa, 🕶 sunglasses, 👕 t-shirt, 🐉 dragon, 🌪 tornado, 🏢 office building').split(', '))
 
-# %% ../nbs/04_drawings.ipynb #8717bee4
+# %% ../nbs/04_drawings.ipynb #df5e2821
 NOUNS = set((
     'aeroplane, alpaca, aubergine, automobile, bath, beer, bike, blueberry, brachiosaurus, bug, bulb, bunny, burger, '
     'capsicum, chipmunk, circus, coffee, cog, computer, couch, crescent moon, dice, donut, droplet, ewe, eyeglasses, fire '
@@ -81,7 +81,7 @@ NOUNS = set((
     'serpent, shirt, soccer, soccer ball, soda, sow, spanner, t-rex, tangerine, terrapin, thunder, toadstool, torch, '
     'tortoise, train, trousers, tv, whirlwind, wine, world, yacht').split(', '))
 
-# %% ../nbs/04_drawings.ipynb #50d87457
+# %% ../nbs/04_drawings.ipynb #5b7fc7d8
 class Drawing(BaseModel):
     "A drawing of the font and its words."
     symbol: str
@@ -91,7 +91,7 @@ class Drawing(BaseModel):
     colour: str = ''            # the colour word that most of it has; empty for a motley one
     colours: list[str] = []     # colours that it can be given
 
-# %% ../nbs/04_drawings.ipynb #c0f607c3
+# %% ../nbs/04_drawings.ipynb #85df1380
 def unicode_names(
     annotations: Path | None = None,    # en.xml of CLDR
 ) -> dict[str, tuple[str, list[str]]]:
@@ -102,7 +102,7 @@ def unicode_names(
         found[item.get('cp')] = (item.text, words) if item.get('type') == 'tts' else (name, item.text.split(' | '))
     return found
 
-# %% ../nbs/04_drawings.ipynb #8e0395f2
+# %% ../nbs/04_drawings.ipynb #2852586c
 def catalogue_from(names: dict[str, tuple[str, list[str]]]) -> list[Drawing]:
     "The chosen drawings with their names; a keyword in `NOUNS` is another name where it means only one of them."
     chosen = [(group, symbol) for group, symbols in SYMBOLS.items() for symbol in symbols]
@@ -112,7 +112,7 @@ def catalogue_from(names: dict[str, tuple[str, list[str]]]) -> list[Drawing]:
     plain = lambda w: uses.count(w) == 1 and w in NOUNS
     return [Drawing(symbol=s, name=called[s], also=[w for w in unique(s) if plain(w)], group=g) for g, s in chosen]
 
-# %% ../nbs/04_drawings.ipynb #be6774f9
+# %% ../nbs/04_drawings.ipynb #a8dc9774
 COLOURS = dict(
     red=(214, 48, 49), orange=(245, 146, 35), yellow=(250, 214, 60), green=(70, 170, 80), blue=(60, 120, 220), purple=(130, 70, 180),
     pink=(245, 140, 190), brown=(125, 80, 45), black=(25, 25, 28), grey=(140, 140, 145), white=(255, 255, 255))
@@ -133,7 +133,7 @@ def colour_words(rgb: np.ndarray) -> np.ndarray:
     word[(v < 62) | (s < 60) & (v < 75)] = is_('black')
     return word.reshape(rgb.shape[:-1])
 
-# %% ../nbs/04_drawings.ipynb #8140f4b3
+# %% ../nbs/04_drawings.ipynb #43f79178
 def main_colour(
     rgb: np.ndarray,        # (pixels, 3)
     least: float = .45,     # share of the pixels
@@ -148,7 +148,7 @@ def opaque(image: Image.Image) -> np.ndarray:
     pixels = np.asarray(image)
     return pixels[pixels[..., 3] > 127][:, :3]
 
-# %% ../nbs/04_drawings.ipynb #5f6375f8
+# %% ../nbs/04_drawings.ipynb #edc13f84
 RECOLOURS = ['red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink']
 
 def recolour(
@@ -170,7 +170,7 @@ def recolour(
     out.putalpha(image.getchannel('A'))
     return out
 
-# %% ../nbs/04_drawings.ipynb #a94be54e
+# %% ../nbs/04_drawings.ipynb #e4e7e83e
 def with_colours(
     drawing: Drawing,
     font: Path | None = None,
@@ -181,14 +181,14 @@ def with_colours(
     able = [w for w in RECOLOURS if w != own and main_colour(opaque(recolour(image, w)), .5) == w]
     return drawing.model_copy(update=dict(colour=own, colours=able))
 
-# %% ../nbs/04_drawings.ipynb #b6121f87
+# %% ../nbs/04_drawings.ipynb #d1e8fef5
 @cache
 def catalogue() -> dict[str, Drawing]:
     "Name -> drawing, of all that the shipped model has seen."
     rows = json.loads((asset('picture_model')/'drawings.json').read_text(encoding='utf8'))
     return {row['name']: Drawing(**row) for row in rows}
 
-# %% ../nbs/04_drawings.ipynb #97759957
+# %% ../nbs/04_drawings.ipynb #9849a79a
 class Thing(BaseModel, frozen=True):
     name: str
     colour: str = ''        # of `RECOLOURS`; empty: as drawn
@@ -205,7 +205,7 @@ class Scene(BaseModel, frozen=True):
         if len(self.things) > 1: return ' + '.join(sorted(t.name for t in self.things))
         return f'{self.things[0].colour or "-"} {self.things[0].name} / {self.background}'
 
-# %% ../nbs/04_drawings.ipynb #12a77433
+# %% ../nbs/04_drawings.ipynb #2e6315cd
 def with_article(words: str) -> str:
     "'a fox', 'an owl', 'glasses'."
     if words.endswith('s') and not words.endswith(('us', 'ss', 'os', 'is')): return words
@@ -219,7 +219,7 @@ def prompt(self: Scene) -> str:
     things = ' and '.join(_noun(self, t.colour, t.name) for t in self.things)
     return f'{things} on {with_article(self.background)} background'
 
-# %% ../nbs/04_drawings.ipynb #753fa177
+# %% ../nbs/04_drawings.ipynb #b954b6bc
 LEADS = ['', '', '', '', 'a drawing of ', 'a picture of ', 'an illustration of ', 'a simple drawing of ', 'a cute picture of ',
          'an icon of ', 'a flat illustration of ', 'a cartoon of ', 'clip art of ', 'a colorful illustration of ', 'a photo of ',
          'a watercolor of ']
@@ -241,13 +241,13 @@ def caption(
     if scene.background == 'white' and rng.random() < .6: return text
     return rng.choice(PLACES).format(text, with_article(scene.background))
 
-# %% ../nbs/04_drawings.ipynb #a6f795ec
+# %% ../nbs/04_drawings.ipynb #b2bd443f
 def heldout(scene: Scene) -> bool:
     "Is the scene one of the fifth that training never sees?"
     plain = len(scene.things) == 1 and scene.background == 'white' and not scene.things[0].colour
     return not plain and derive_seed(0, scene.key) % 5 == 0
 
-# %% ../nbs/04_drawings.ipynb #3bcfdd66
+# %% ../nbs/04_drawings.ipynb #a0ab7638
 GROUNDS = ['white', 'white', 'white', 'grey', 'black', 'red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink']
 KINDS = dict(plain=.45, coloured=.30, pair=.25)
 
@@ -275,7 +275,20 @@ def scenes(
         if heldout(scene) == test and (scene.things[0].colour or 'coloured' not in kinds or len(kinds) > 1): found.append(scene)
     raise ValueError(f'{len(drawings)} drawings are too few for {n} such scenes')
 
-# %% ../nbs/04_drawings.ipynb #a3943d62
+# %% ../nbs/04_drawings.ipynb #971d1337
+def properties(
+    scenes: list[Scene],
+    drawings: dict[str, Drawing],   # by name
+) -> np.ndarray:
+    "(scenes, 6) of int64: two names, two colours, the ground, mirrored; 0 is none."
+    names, colours = (['', *sorted(drawings)], ['', *WORDS])
+    number = {word: i for i, word in enumerate(names)}, {word: i for i, word in enumerate(colours)}
+    def row(s):
+        things = [*s.things, Thing(name='')][:2]
+        return [*(number[0][t.name] for t in things), *(number[1][t.colour] for t in things), number[1][s.background], int(s.mirrored)]
+    return np.array([row(s) for s in scenes])
+
+# %% ../nbs/04_drawings.ipynb #c3540f10
 SIDE = 64                                       # px of a training picture
 BOXES = {1: [(5, 5, 54)], 2: [(1, 17, 30), (33, 17, 30)]}   # number of things -> left, top, side of each
 

@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['same_noise', 'Job', 'edit_job', 'Artist', 'work']
 
-# %% ../nbs/25_image_jobs.ipynb #a88c5d36
+# %% ../nbs/25_image_jobs.ipynb #859b294e
 import inspect, os, threading
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, parent_process
 
 from fastcore.basics import patch
@@ -14,9 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from .picture import Failure, Origin, Picture
-from .tools.image_model import LONGEST, ImageModel, call_arguments, fitted, quiet_diffusers, takes
+from .tools.image_model import ImageModel, finished, quiet_diffusers
+from .tools.model_notes import unknown
+from .tools.pipeline_call import LONGEST, call_arguments, description, fitted, framed, instructs, takes
 
-# %% ../nbs/25_image_jobs.ipynb #ffc1467e
+# %% ../nbs/25_image_jobs.ipynb #0026c9ff
 def same_noise():
     "A `with` block in which noise for double precision is the noise of single precision."
     import torch
@@ -28,7 +30,7 @@ def same_noise():
             return func(*args, **kwargs | dict(dtype=torch.float32)).to(torch.float64)
     return SameNoise()
 
-# %% ../nbs/25_image_jobs.ipynb #76cdfa7a
+# %% ../nbs/25_image_jobs.ipynb #ac9ee3d4
 @dataclass(frozen=True, eq=False)
 class Job:
     "One picture to draw. What is None is left to the model."
@@ -46,7 +48,7 @@ class Job:
         "Jobs in which this is equal can share a call."
         return self.image and self.image.size, self.size, self.steps, self.guidance, self.strength, self.negative is None
 
-# %% ../nbs/25_image_jobs.ipynb #1074f8f3
+# %% ../nbs/25_image_jobs.ipynb #00dd172e
 def edit_job(
     prompt: str,
     picture: Picture,
@@ -59,7 +61,7 @@ def edit_job(
     image = fitted(source if size is None else source.convert('RGBA').resize(size, Image.Resampling.LANCZOS))
     return Job(prompt, image=image, size=size or image.size, **settings)
 
-# %% ../nbs/25_image_jobs.ipynb #65d3e8bb
+# %% ../nbs/25_image_jobs.ipynb #c570572a
 class Artist:
     "A model that draws jobs."
     def __init__(self,
@@ -75,7 +77,7 @@ class Artist:
         "Are bytes kept equal by double precision?"
         return self.batch > 1 and self.model.device == 'cpu'
 
-# %% ../nbs/25_image_jobs.ipynb #231cb669
+# %% ../nbs/25_image_jobs.ipynb #e393410c
 def _changing(pipe):
     "The pipeline that changes pictures with the weights of `pipe`, or None."
     if takes(pipe.__call__, 'image'): return pipe
@@ -84,7 +86,7 @@ def _changing(pipe):
     try: return quiet_diffusers().AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError: return None      # nobody wrote one for this architecture
 
-# %% ../nbs/25_image_jobs.ipynb #643c3f90
+# %% ../nbs/25_image_jobs.ipynb #7a7280b3
 @patch
 def _loaded(self: Artist):
     "Find the pipelines. Raises what loading raises."
@@ -98,7 +100,7 @@ def _loaded(self: Artist):
         pipe.set_progress_bar_config(disable=True)
         if self.double: pipe.to(torch.float64)
 
-# %% ../nbs/25_image_jobs.ipynb #25ece5bd
+# %% ../nbs/25_image_jobs.ipynb #42ac1622
 @patch
 def load(self: Artist) -> dict | Failure:
     "Load the model; what it can do and where. Never raises."
@@ -110,67 +112,80 @@ def load(self: Artist) -> dict | Failure:
     return dict(model=self.model.name, device=self.model.device, batch=self.batch, exact=exact, draws=bool(self.draws),
                 changes=bool(self.changes))
 
-# %% ../nbs/25_image_jobs.ipynb #cf5b0657
-def _arguments(pipe, jobs):
-    "What the call takes for these jobs, which share their settings."
-    first = jobs[0]
-    width, height = (first.image.size if first.image else first.size) or (None, None)
-    scale = 'true_cfg_scale' if takes(pipe.__call__, 'true_cfg_scale') and 'Qwen' in type(pipe).__name__ else 'guidance_scale'
-    negative = None if first.negative is None else [j.negative for j in jobs]
-    if scale == 'true_cfg_scale' and first.guidance is not None: negative = negative or [' '] * len(jobs)
-    images = [j.image for j in jobs] if first.image else None
-    # a list of pictures means several references for one prompt to models that follow instructions: they get one job a call
-    if images and not takes(pipe.__call__, 'strength'): images = images[0]
-    return call_arguments(pipe, [j.prompt for j in jobs], images, [j.seed for j in jobs], negative_prompt=negative, width=width,
-        height=height, num_inference_steps=first.steps, strength=first.strength, **{scale: first.guidance})
+# %% ../nbs/25_image_jobs.ipynb #d286b0b5
+@patch
+def _filled(self: Artist, job: Job) -> Job:
+    notes = self.model.notes
+    image = framed(job.image, (notes.side, notes.side)) if job.image and notes.side else job.image
+    return replace(job, image=image, steps=job.steps or notes.steps, strength=job.strength or notes.strength,
+                   guidance=notes.guidance if job.guidance is None else job.guidance)
 
-# %% ../nbs/25_image_jobs.ipynb #4232b5c0
+# %% ../nbs/25_image_jobs.ipynb #4ad2968f
+def _negatives(jobs): return None if jobs[0].negative is None else [j.negative for j in jobs]
+
+def _arguments(pipe, jobs, notes):
+    "What the call takes for these jobs, which share their settings."
+    first, told = jobs[0], [j.prompt for j in jobs]
+    width, height = (first.image.size if first.image else first.size if not notes.side else None) or (None, None)
+    images = [j.image for j in jobs] if first.image else None
+    if images and not instructs(pipe): told = [description(words) for words in told]
+    # a list of pictures means several references for one prompt to models that follow instructions: they get one job a call
+    if images and instructs(pipe): images = images[0]
+    return call_arguments(pipe, told, images, [j.seed for j in jobs], negative=_negatives(jobs), width=width, height=height,
+                          steps=first.steps, guidance=first.guidance, strength=first.strength)
+
+# %% ../nbs/25_image_jobs.ipynb #1deeb97d
 @patch
 def _images(self: Artist, pipe, jobs):
     "Pictures of one call, as PIL images of the size that was asked for."
     import torch
+    notes = self.model.notes
     with torch.inference_mode(), same_noise() if self.double else nullcontext():
-        images = pipe(**_arguments(pipe, jobs)).images
-    sizes = [j.size if j.image else i.size for i, j in zip(images, jobs, strict=True)]
-    return [i if i.size == s else i.resize(s, Image.Resampling.LANCZOS) for i, s in zip(images, sizes, strict=True)]
+        images = pipe(**_arguments(pipe, jobs, notes)).images
+    sizes = [j.size if j.image or notes.side else i.size for i, j in zip(images, jobs, strict=True)]
+    return [finished(i, notes, s, bool(j.image)) for i, s, j in zip(images, sizes, jobs, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #72bb06ca
+# %% ../nbs/25_image_jobs.ipynb #3f19a0ea
 @patch
 def _why(self: Artist, e) -> Failure:
     if not isinstance(e, ValueError): return self.model._failed(e)
     said = ' '.join(str(e).split())[:200]       # diffusers' own checks of what it was asked for
     return Failure(kind='invalid', message=f'{self.model.name} can not draw this: {said}')
 
-# %% ../nbs/25_image_jobs.ipynb #f7244199
+# %% ../nbs/25_image_jobs.ipynb #2a5692fd
 def _no_step(pipe, job):
     "Is nothing left to draw? Image-to-image runs only the last steps: `strength` of them."
     takes_what = inspect.signature(pipe.__call__).parameters
     if job.image is None or 'strength' not in takes_what: return False
     return (job.steps or takes_what['num_inference_steps'].default) * (job.strength or takes_what['strength'].default) < 1
 
-# %% ../nbs/25_image_jobs.ipynb #c87ccb2f
+# %% ../nbs/25_image_jobs.ipynb #27023f8d
 @patch
 def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     "One answer a job, from one call for all, which must share their settings. Never raises."
-    pipe, edits = (self.changes if jobs[0].image else self.draws), jobs[0].image is not None
+    pipe, edits, jobs = (self.changes if jobs[0].image else self.draws), jobs[0].image is not None, [self._filled(j) for j in jobs]
     if pipe is None:
         what = 'change pictures, it only draws them' if edits else 'draw from words, it only changes pictures'
         return [Failure(kind='unsupported', message=f'the model {self.model.name} can not {what}')] * len(jobs)
+    if any(lost := [unknown(j.prompt, self.model.notes, self.model.name) for j in jobs]):
+        rest = [j for j, failure in zip(jobs, lost, strict=True) if not failure]
+        drawn = iter(self.draw(rest) if rest else [])
+        return [failure or next(drawn) for failure in lost]
     if _no_step(pipe, jobs[0]):
         return [Failure(kind='invalid', message='steps times strength is less than one step: ask for more of either')] * len(jobs)
-    if len(jobs) > 1 and edits and not takes(pipe.__call__, 'strength'): return [p for j in jobs for p in self.draw([j])]
+    if len(jobs) > 1 and edits and instructs(pipe): return [p for j in jobs for p in self.draw([j])]
     try: images = self._images(pipe, jobs)
     except Exception as e:      # pipelines raise almost anything
         return [p for j in jobs for p in self.draw([j])] if len(jobs) > 1 else [self._why(e)]
     origins = [Origin(tool='', backend=self.model.name, seed=j.seed) for j in jobs]
     return [Picture.from_pil(i.convert('RGB'), o) for i, o in zip(images, origins, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #371840f5
+# %% ../nbs/25_image_jobs.ipynb #d456a765
 def _end_with_parent():
     connection.wait([parent_process().sentinel])
     os._exit(0)     # nobody is left to hand a picture to
 
-# %% ../nbs/25_image_jobs.ipynb #308f14b6
+# %% ../nbs/25_image_jobs.ipynb #8d8d5b5e
 def work(
     pipe,               # our end of a `multiprocessing.Pipe`
     model: str,

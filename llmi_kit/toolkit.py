@@ -4,7 +4,7 @@
 __all__ = ['TRIES', 'PAUSE', 'ANSWER', 'Tool', 'CodeTool', 'Toolkit', 'ready', 'close', 'attempts', 'timed_call', 'call',
            'resolve', 'tool_table', 'failure_table', 'from_profile']
 
-# %% ../nbs/06_toolkit.ipynb #6f99acdc
+# %% ../nbs/06_toolkit.ipynb #061f6748
 import asyncio, random, time
 from collections import Counter
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ from .document import Call, Document
 from .picture import Failure, Origin, Picture
 from .sandbox import Sandbox
 
-# %% ../nbs/06_toolkit.ipynb #a15e8e7c
+# %% ../nbs/06_toolkit.ipynb #f6faadb0
 class Tool(Protocol):
     "What turns the params of a tag into a picture. A tool whose params have `img_index` gets `image` in its place."
     key: str                                # all that determines a picture besides the request: backend, model, settings
     def ready(self) -> str | None: ...      # None, or one sentence that says what is missing
     async def __call__(self, seed: int = 0, **params) -> Picture | Failure: ...
 
-# %% ../nbs/06_toolkit.ipynb #ed3971ef
+# %% ../nbs/06_toolkit.ipynb #9617a874
 class CodeTool:
     "A chart from Python code, drawn in a sandbox. The same code gives the same picture, whatever the seed."
     seeded = False
@@ -48,7 +48,7 @@ class CodeTool:
         origin = Origin(tool='code', backend='sandbox', request=dict(code=code), seconds=drawing.seconds)
         return Picture.read(drawing.png, origin)
 
-# %% ../nbs/06_toolkit.ipynb #32df1d68
+# %% ../nbs/06_toolkit.ipynb #8e91a300
 class Toolkit:
     "Tools by source, with one cache, one deadline and a limit of concurrent calls for each tool."
     def __init__(self,
@@ -66,17 +66,17 @@ class Toolkit:
         most = self.workers if isinstance(self.workers, int) else self.workers.get(source, 8)
         return limits.setdefault(source, asyncio.Semaphore(most))
 
-# %% ../nbs/06_toolkit.ipynb #9ac5923b
+# %% ../nbs/06_toolkit.ipynb #a4bc13df
 def _ready(tool):
     try: return tool.ready() if hasattr(tool, 'ready') else None
     except Exception as e: return f'it can not say whether it is ready ({type(e).__name__}: {e})'
 
-# %% ../nbs/06_toolkit.ipynb #937e39c0
+# %% ../nbs/06_toolkit.ipynb #e1c84255
 def ready(self: Toolkit) -> dict[str, str | None]:
     "For each tool None, or one sentence that says what is missing."
     return {source: _ready(tool) for source, tool in self.tools.items()}
 
-# %% ../nbs/06_toolkit.ipynb #ad2a5831
+# %% ../nbs/06_toolkit.ipynb #aeab2743
 def close(self: Toolkit):
     "Close the tools that can be closed. Can be called twice."
     for tool in self.tools.values():
@@ -84,12 +84,12 @@ def close(self: Toolkit):
 
 async def _enter(self: Toolkit): return self
 
-# %% ../nbs/06_toolkit.ipynb #4b1f73d5
+# %% ../nbs/06_toolkit.ipynb #55f5c9c4
 async def _leave(self: Toolkit, *_): self.close()
 
 Toolkit.ready, Toolkit.close, Toolkit.__aenter__, Toolkit.__aexit__ = ready, close, _enter, _leave
 
-# %% ../nbs/06_toolkit.ipynb #64ed5a0a
+# %% ../nbs/06_toolkit.ipynb #cd8d2153
 TRIES = 3           # what has failed three times in a row mostly goes on failing
 PAUSE = .5          # seconds before the second try, doubled for each after it
 
@@ -104,7 +104,7 @@ async def _once(tool, request):
     if isinstance(answer, Failure) and not answer.seconds: answer = answer.model_copy(update=dict(seconds=time.perf_counter() - start))
     return answer
 
-# %% ../nbs/06_toolkit.ipynb #b3ee64d3
+# %% ../nbs/06_toolkit.ipynb #ad6b4958
 async def attempts(
     tool: Tool,
     request: dict,      # what the tool is called with
@@ -125,12 +125,12 @@ async def attempts(
         last = last or Failure(kind='timeout', message=f'{late}: try again, or set tool_seconds higher', seconds=seconds)
     return last, tries
 
-# %% ../nbs/06_toolkit.ipynb #34fb42cd
+# %% ../nbs/06_toolkit.ipynb #6e11e572
 ANSWER = TypeAdapter(Picture | Failure)
 
 def _kept(answer): return isinstance(answer, Picture) or answer.kind == 'code'
 
-# %% ../nbs/06_toolkit.ipynb #c882b61f
+# %% ../nbs/06_toolkit.ipynb #c2a60666
 async def _remembered(store, key, make):
     "What is kept under `key`, or what `make` answers; a broken store costs no picture."
     made = []
@@ -142,7 +142,7 @@ async def _remembered(store, key, make):
         return made[0] if made else ANSWER.validate_json(text)
     except Exception: return made[0] if made else await make()
 
-# %% ../nbs/06_toolkit.ipynb #da9704d2
+# %% ../nbs/06_toolkit.ipynb #352e354b
 def _key(tool, request):
     "What determines the answer, or None if that is not known."
     try: named = getattr(tool, 'key', None)
@@ -150,10 +150,10 @@ def _key(tool, request):
     if not getattr(tool, 'seeded', True): request = request | dict(seed=None)
     return named and cache_key(tool=named, request=_plain(request))
 
-# %% ../nbs/06_toolkit.ipynb #5d3305f2
+# %% ../nbs/06_toolkit.ipynb #a68f29fd
 def _plain(request): return {k: v.sha256 if isinstance(v, Picture) else v for k, v in request.items()}
 
-# %% ../nbs/06_toolkit.ipynb #68379fa0
+# %% ../nbs/06_toolkit.ipynb #d24f6722
 async def timed_call(self: Toolkit,
     source: str,
     request: dict,      # the tag's params, with `image` in place of `img_index`, and the seed
@@ -175,7 +175,7 @@ async def timed_call(self: Toolkit,
 
 Toolkit.timed_call = timed_call
 
-# %% ../nbs/06_toolkit.ipynb #6cabefec
+# %% ../nbs/06_toolkit.ipynb #660a51dc
 async def call(self: Toolkit,
     source: str,
     seed: int = 0,
@@ -186,7 +186,7 @@ async def call(self: Toolkit,
 
 Toolkit.call = call
 
-# %% ../nbs/06_toolkit.ipynb #79b48f10
+# %% ../nbs/06_toolkit.ipynb #9d217bae
 async def _image(tag, pool):
     "The picture that a tag starts from, or why it is missing."
     source = pool[tag.refers_to]
@@ -195,7 +195,7 @@ async def _image(tag, pool):
     why = source.message if source else 'pass the given pictures as inputs'
     return Failure(kind='dependency', message=f'picture {tag.refers_to}, which this one is made from, is missing: {why}')
 
-# %% ../nbs/06_toolkit.ipynb #3b950b68
+# %% ../nbs/06_toolkit.ipynb #add5d8cd
 async def _request(tag, pool, seed):
     "What the tool is called with, or a Failure."
     request = {k: v for k, v in tag.params.items() if k != 'img_index'}
@@ -204,7 +204,7 @@ async def _request(tag, pool, seed):
         if isinstance(request['image'], Failure): return request['image']
     return request | dict(seed=derive_seed(seed, tag.source, cache_key(**_plain(request))))
 
-# %% ../nbs/06_toolkit.ipynb #22862120
+# %% ../nbs/06_toolkit.ipynb #c8546417
 async def _resolve_tag(tag, pool, seed, run):
     "The tag with its result. `run` calls a tool, or joins an equal call."
     if isinstance(tag.result, Picture): return tag      # made before, or chosen by somebody
@@ -214,7 +214,7 @@ async def _resolve_tag(tag, pool, seed, run):
     result, call = await run(tag.source, request)
     return tag.model_copy(update=dict(result=result, call=call))
 
-# %% ../nbs/06_toolkit.ipynb #7ada2825
+# %% ../nbs/06_toolkit.ipynb #703b17be
 def _shared(toolkit, group, start):
     "A function that runs a call once, however often it is asked for, on a clock that begins at `start`."
     flights = {}
@@ -227,7 +227,7 @@ def _shared(toolkit, group, start):
         return result, call.model_copy(update=times | dict(cached=call.cached or joined))
     return run
 
-# %% ../nbs/06_toolkit.ipynb #8e6ee02e
+# %% ../nbs/06_toolkit.ipynb #1cd234c9
 async def resolve(
     document: Document,
     toolkit: Toolkit,
@@ -249,19 +249,19 @@ async def resolve(
     given = len(pool) - len(document.tags)
     return document.model_copy(update=dict(tags=[task.result() for task in pool[given:]]))
 
-# %% ../nbs/06_toolkit.ipynb #9afa8527
+# %% ../nbs/06_toolkit.ipynb #c0fb0f47
 def _resolved_tags(documents):
     documents = [documents] if isinstance(documents, Document) else documents
     return [tag for d in documents for tag in d.tags if tag.result is not None]
 
-# %% ../nbs/06_toolkit.ipynb #8e85491c
+# %% ../nbs/06_toolkit.ipynb #c5c2bd5a
 def _row(tool, tags):
     worked = [t for t in tags if isinstance(t.result, Picture)]
     taken = [t.call.finished - t.call.started for t in tags if t.call and t.call.tries and not t.call.cached]
     return dict(tool=tool, calls=len(tags), succeeded=len(worked), rate=len(worked)/len(tags),
                 seconds=median(taken) if taken else float('nan'), cached=sum(bool(t.call and t.call.cached) for t in tags))
 
-# %% ../nbs/06_toolkit.ipynb #5cdfabf7
+# %% ../nbs/06_toolkit.ipynb #06548ab1
 def tool_table(
     documents: Document | Iterable[Document],   # resolved ones; other tags are left out
 ) -> pd.DataFrame:
@@ -271,7 +271,7 @@ def tool_table(
     rows = [_row(tool, tags) for tool, tags in sorted(by_tool.items())]
     return pd.DataFrame(rows, columns=['tool', 'calls', 'succeeded', 'rate', 'seconds', 'cached']).set_index('tool')
 
-# %% ../nbs/06_toolkit.ipynb #ce7501d5
+# %% ../nbs/06_toolkit.ipynb #04be4cb5
 def failure_table(
     documents: Document | Iterable[Document],   # resolved ones
 ) -> pd.DataFrame:
@@ -281,14 +281,15 @@ def failure_table(
     rows = [(*kind, n, example[kind]) for kind, n in count.most_common()]
     return pd.DataFrame(rows, columns=['tool', 'kind', 'count', 'example']).set_index(['tool', 'kind'])
 
-# %% ../nbs/06_toolkit.ipynb #b54faf89
+# %% ../nbs/06_toolkit.ipynb #9e0d8453
 def from_profile(
     profile,                        # a `Profile`
     store: Store | None = None,     # None: the store in the kit's cache folder, shared by all processes
 ) -> Toolkit:
     "The four tools that a profile sets up, with its limits."
     sandbox = Sandbox(profile.code_workers, profile.code_seconds, profile.code_memory_mb)
-    tools = {name: import_module(f'llmi_kit.tools.{name}').from_profile(profile) for name in ('search', 'diffusion', 'edit')}
+    tools = {name: import_module(f'llmi_kit.tools.{name}').from_profile(profile) for name in ('search', 'diffusion')}
+    tools['edit'] = import_module('llmi_kit.tools.edit').from_profile(profile, tools['diffusion'].backend)
     tools['code'] = CodeTool(sandbox)
     workers = dict.fromkeys(tools, profile.tool_workers) | dict(code=profile.code_workers)
     return Toolkit(tools, store or Store(cache_dir()/'tools'), profile.tool_seconds, workers)

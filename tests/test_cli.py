@@ -71,8 +71,15 @@ def test_doctor_names_what_is_ready_and_what_is_missing():
     done = CliRunner().invoke(app, ['doctor', '--profile', 'cpu'])
     assert done.exit_code == 0
     lines = {l.split()[0]: l.split(maxsplit=1)[1] for l in done.stdout.splitlines()}
-    assert lines['profile'].startswith('cpu') and lines['writer'] == lines['search'] == lines['edit'] == lines['code'] == 'ready'
-    assert 'settings.ini' in lines['diffusion']
+    assert lines['profile'].startswith('cpu') and lines['memory'] == 'needs no GPU'
+    assert lines['writer'] == lines['search'] == lines['diffusion'] == lines['edit'] == lines['code'] == 'ready'
+
+
+def test_doctor_says_what_a_profile_weighs_and_under_which_licences():
+    done = CliRunner().invoke(app, ['doctor', '--profile', 'gpu12'])
+    assert done.exit_code == 0 and 'FLUX.2-klein-4B (Apache-2.0)' in done.stdout and 'Qwen3-4B' in done.stdout
+    memory = next(l for l in done.stdout.splitlines() if l.startswith('memory'))
+    assert 'GB' in memory and ('there is none' in memory or ' of ' in memory)
 
 
 @pytest.mark.parametrize('words, says', [

@@ -73,7 +73,7 @@ async def test_a_deadline_stops_the_drawing(folder):
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError): await task
-    model.steps = 1
+    model._asked['steps'] = 1
     assert isinstance(await model.generate('a fox'), Picture), 'the thread is free again'
     assert len(steps) < 900, 'it did not draw to the end for nobody'
 
@@ -108,10 +108,12 @@ def test_importing_the_tools_loads_no_torch():
 # ---- from a profile
 
 async def test_from_profile():
-    answer = await from_profile(Profile())('a fox')
+    nothing = Profile(diffusion='')
+    answer = await from_profile(nothing)('a fox')
     assert answer.kind == 'unavailable' and answer.message == (
-        "no diffusion model in profile 'cpu': set diffusion in settings.ini to a model folder, a hub name, openai:MODEL or qwen:URL")
-    assert from_profile(Profile()).ready() == answer.message
+        "no diffusion model in profile 'cpu': set diffusion in settings.ini to embedded, a model folder, a hub name, openai:MODEL or qwen:URL")
+    assert from_profile(nothing).ready() == answer.message
+    assert from_profile(Profile()).ready() is None and from_profile(Profile()).backend.notes.side == 64
     kinds = {s: type(from_profile(Profile(diffusion=s)).backend).__name__ for s in ('openai:m', 'qwen:http://a,http://b', 'some/model', './folder')}
     assert list(kinds.values()) == ['ImagesAPI', 'QwenServers', 'ImageModel', 'ImageModel']
     assert (await from_profile(Profile(diffusion='qwen:'))('a fox')).kind == 'unavailable'
