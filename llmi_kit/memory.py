@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['FACTS', 'SPARE', 'ModelFacts', 'weights_gb', 'Need', 'needs', 'total_gb', 'verdict']
 
-# %% ../nbs/09_memory.ipynb #c79aad53
+# %% ../nbs/09_memory.ipynb #4ffbeb23
 from typing import NamedTuple
 
 from .config import Profile
 
-# %% ../nbs/09_memory.ipynb #74dfb88b
+# %% ../nbs/09_memory.ipynb #e7548530
 class ModelFacts(NamedTuple):
     "What a published model weighs."
     licence: str
@@ -17,6 +17,7 @@ class ModelFacts(NamedTuple):
     token_kb: float = 0.    # kB of key-value cache a token; writers only
     room: float = 0.        # GB beside the weights while it draws; image models only
 
+# %% ../nbs/09_memory.ipynb #7ac7b127
 FACTS = {
     'Qwen/Qwen2.5-1.5B-Instruct': ModelFacts('Apache-2.0', 1.31, .23, token_kb=28.7),
     'Qwen/Qwen3-4B-Instruct-2507': ModelFacts('Apache-2.0', 3.63, .39, token_kb=147.5),
@@ -26,6 +27,7 @@ FACTS = {
     'segmind/SSD-1B': ModelFacts('Apache-2.0', 1.35, .85, room=2.5),
     'black-forest-labs/FLUX.2-klein-4B': ModelFacts('Apache-2.0', 7.50, .50, room=2.)}
 
+# %% ../nbs/09_memory.ipynb #d3478688
 def weights_gb(
     facts: ModelFacts,
     nf4: bool,
@@ -33,7 +35,7 @@ def weights_gb(
     "GB of weights: 16 bits each, or 4.5 for those in linear layers."
     return facts.linear*(.5625 if nf4 else 2) + facts.other*2
 
-# %% ../nbs/09_memory.ipynb #879d14c4
+# %% ../nbs/09_memory.ipynb #23168f5e
 class Need(NamedTuple):
     "What one part of a profile takes on the GPU."
     what: str
@@ -41,6 +43,7 @@ class Need(NamedTuple):
     gb: float | None        # None: not known here
     licence: str = ''
 
+# %% ../nbs/09_memory.ipynb #733a1ae6
 _ON_THE_GPU = 'diffusers:'
 
 def _here(spec): return spec and not spec.startswith(('openai:', 'qwen:', 'http')) and spec not in ('pillow', 'embedded', 'local')
@@ -48,6 +51,7 @@ def _here(spec): return spec and not spec.startswith(('openai:', 'qwen:', 'http'
 def _part(what, model, gb):
     return Need(what, model, gb(FACTS[model]), FACTS[model].licence) if model in FACTS else Need(what, model, None)
 
+# %% ../nbs/09_memory.ipynb #894fc5e2
 def needs(profile: Profile) -> list[Need]:
     "What a profile loads onto the GPU. Embedded models count nothing: they weigh some MB, or run on the processor."
     found, nf4 = [], profile.diffusion_quantization == 'nf4'
@@ -61,7 +65,7 @@ def needs(profile: Profile) -> list[Need]:
     if rooms: found.append(Need('room to draw', '', max(rooms)))
     return found
 
-# %% ../nbs/09_memory.ipynb #d198f9f0
+# %% ../nbs/09_memory.ipynb #062955bc
 SPARE = .8  # GB: the CUDA context and what the allocator can't use
 
 def total_gb(profile: Profile) -> float | None:
@@ -70,6 +74,7 @@ def total_gb(profile: Profile) -> float | None:
     if any(n.gb is None for n in found): return None
     return sum(n.gb for n in found) + SPARE if found else 0.
 
+# %% ../nbs/09_memory.ipynb #082f64b6
 def verdict(
     profile: Profile,
     gpus: list[float],      # GB (1e9 bytes) of memory of each GPU here

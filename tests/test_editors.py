@@ -7,6 +7,7 @@ from PIL import Image
 from skimage import data
 
 from llmi_kit.config import Profile, load_profile
+from llmi_kit.image_jobs import Artist, Job, edit_job
 from llmi_kit.memory import FACTS, needs, total_gb, verdict, weights_gb
 from llmi_kit.picture import Failure, Origin, Picture
 from llmi_kit.tools import diffusion, edit
@@ -198,3 +199,14 @@ async def test_when_nobody_can_both_say_why(folder):
     tool = edit.EditTool(edit.PillowEdits(), ImageModel(folder, edits=True))
     answer = await tool(CAT, 'put a lighthouse behind it')
     assert answer.kind == 'unsupported' and 'done without a model' in answer.message and 'fox' in answer.message
+
+
+def test_the_server_side_keeps_to_the_notes(folder):
+    artist = Artist(str(folder), 'cpu')
+    assert artist.load()['changes']
+    drawn, lost, wide = artist.draw([Job('a fox', 1), Job('a lighthouse', 1), Job('a fox', 1)])
+    assert (drawn.width, drawn.height) == (64, 64) and lost.kind == 'unsupported' and drawn.data == wide.data
+    shaped, = artist.draw([Job('a fox', 1, size=(96, 48))])
+    assert (shaped.width, shaped.height) == (96, 48)
+    edited, = artist.draw([edit_job('turn it into a fox', CAT)])
+    assert (edited.width, edited.height) == (96, 64)

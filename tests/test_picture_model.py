@@ -11,7 +11,7 @@ from PIL import Image
 from llmi_kit import picture_model, picture_score
 from llmi_kit.config import asset
 from llmi_kit.drawings import (BOXES, COLOURS, KINDS, RECOLOURS, SIDE, WORDS, Scene, Thing, caption, catalogue, catalogue_from, colour_words, draw,
-                               heldout, installed, main_colour, opaque, recolour, scenes, glyph, unicode_names, FONT, NAMES)
+                               heldout, installed, main_colour, opaque, properties, recolour, scenes, glyph, unicode_names, FONT, NAMES)
 from llmi_kit.tools.image_model import quiet_diffusers
 from llmi_kit.tools.upscale import enlarge
 
@@ -208,3 +208,26 @@ def test_enlarging_keeps_colours_and_steepens_edges():
     assert big.shape == (512, 512, 3)
     assert np.abs(np.diff(big[256, :, 0])).max() > 2*np.abs(np.diff(plain[256, :, 0])).max()
     assert (big[:, :240] == (10, 20, 200)).all() and (big[:, 272:] == (240, 230, 20)).all()
+
+
+def test_the_text_encoder_learns_what_captions_ask_for():
+    table = catalogue()
+    names = sorted(table)[:4]
+    few = [Scene(things=[Thing(name=n)], background=b) for n in names for b in ('white', 'blue')]
+    tokenizer = picture_model.tokenizer_for(sorted({w for s in few for w in s.prompt.split()}))
+    ids = picture_model.encode_text(tokenizer, [s.prompt for s in few])[:, None]
+    asked = torch.from_numpy(properties(few, table))
+    torch.manual_seed(0)
+    encoder = picture_model.text_encoder_for(tokenizer, 32, 1)
+    learned, losses = picture_model.fit_words(encoder, ids, asked, picture_model.Recipe(steps=150, batch=16, lr=5e-3, average=.9))
+    assert losses[0] > 3 and losses[-1] < .3
+    assert all(p.requires_grad for p in learned.parameters()) and learned.training
+
+
+def test_properties_tell_scenes_apart():
+    table = catalogue()
+    many = scenes(400, 5, table)
+    rows = properties(many, table)
+    assert rows.shape == (400, 6) and rows.min() == 0 and (rows[:, 0] > 0).all()
+    assert len({tuple(r) for r in rows}) == len({s.model_dump_json() for s in many})
+    assert {len(s.things) for s, r in zip(many, rows, strict=True) if r[1] == 0} == {1}

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['ModelNotes', 'notes_of', 'named', 'unknown']
 
-# %% ../../nbs/02_model_notes.ipynb #c8ede889
+# %% ../../nbs/02_model_notes.ipynb #768050dd
 import re
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..picture import Failure
 
-# %% ../../nbs/02_model_notes.ipynb #b47e2bdb
+# %% ../../nbs/02_model_notes.ipynb #d6442a65
 class ModelNotes(BaseModel):
     "How a model wants to be used. What is None is left to its pipeline."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -22,6 +22,7 @@ class ModelNotes(BaseModel):
     shown: int | None = Field(None, gt=0)       # px: its flat drawings are enlarged to this
     names: tuple[str, ...] = ()                 # all the things that it can draw; empty: anything
 
+# %% ../../nbs/02_model_notes.ipynb #fe27f1ab
 def notes_of(folder: Path) -> ModelNotes:
     "The notes in a model's folder; empty ones where there are none. Raises ValueError for a file that isn't right."
     file = Path(folder)/'llmi.json'
@@ -31,7 +32,7 @@ def notes_of(folder: Path) -> ModelNotes:
         bad = e.errors()[0]
         raise ValueError(f'llmi.json in {file.parent.name}, {".".join(map(str, bad["loc"])) or "file"}: {bad["msg"]}') from None
 
-# %% ../../nbs/02_model_notes.ipynb #581f4ce8
+# %% ../../nbs/02_model_notes.ipynb #a949ed5a
 def named(
     prompt: str,
     names: tuple[str, ...],
@@ -46,7 +47,7 @@ def named(
             words = words.replace(match[0], ' . ')      # "cup of coffee" is not also a cup
     return found
 
-# %% ../../nbs/02_model_notes.ipynb #589bcc35
+# %% ../../nbs/02_model_notes.ipynb #00dce511
 def unknown(prompt: str, notes: ModelNotes, model: str) -> Failure | None:
     "Why this model can't draw the prompt, or None."
     if not notes.names or named(prompt, notes.names): return None
