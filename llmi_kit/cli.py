@@ -4,7 +4,7 @@
 __all__ = ['app', 'Out', 'ProfileName', 'Inputs', 'Seed', 'PICTURES', 'data', 'serve', 'Gpus', 'KeyEnv', 'Batch', 'spread',
            'generate', 'render', 'check', 'doctor', 'serve_images', 'main']
 
-# %% ../nbs/30_cli.ipynb #a455db7c
+# %% ../nbs/30_cli.ipynb #05d18d13
 import asyncio, os, platform, sys, time
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -17,7 +17,7 @@ import typer
 from . import __version__
 from .config import SettingsError, load_profile, settings_file
 
-# %% ../nbs/30_cli.ipynb #472b1bb3
+# %% ../nbs/30_cli.ipynb #76a22167
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Illustrated answers: a language model writes, four tools make the pictures.')
 
@@ -26,12 +26,12 @@ ProfileName = Annotated[str | None, typer.Option('--profile', help='A section of
 Inputs = Annotated[list[Path] | None, typer.Option('--inputs', metavar='IMG ...', help='Pictures that come with the question.')]
 Seed = Annotated[int, typer.Option('--seed', help='Same seed, same answer.', min=0)]
 
-# %% ../nbs/30_cli.ipynb #74b4cacf
+# %% ../nbs/30_cli.ipynb #3cae491d
 def _leave(message, code):
     typer.echo(f'llmi: {message}', err=True)
     raise typer.Exit(code)
 
-# %% ../nbs/30_cli.ipynb #1f92f57f
+# %% ../nbs/30_cli.ipynb #3cfeb715
 @contextmanager
 def _manners(out: Path | None = None):
     from llmi_kit.writer import UnusableInput
@@ -44,7 +44,7 @@ def _manners(out: Path | None = None):
         if out is None or not str(e.filename or '').startswith(str(out)): raise
         _leave(f'the report could not be written to {out}: {e.strerror}', 1)
 
-# %% ../nbs/30_cli.ipynb #4d7b4ef1
+# %% ../nbs/30_cli.ipynb #20c2d46b
 def _writable(out):
     "Can a report be put here? Nothing is made yet: a mistake further on should leave no empty folder."
     from llmi_kit.writer import UnusableInput
@@ -52,7 +52,7 @@ def _writable(out):
     if not there.is_dir(): raise UnusableInput(f'--out {out} can not be a folder for the report: {there.name} is a file')
     if not os.access(there, os.W_OK): raise UnusableInput(f'--out {out} is not writable: choose another folder')
 
-# %% ../nbs/30_cli.ipynb #87f075f6
+# %% ../nbs/30_cli.ipynb #b7efceae
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.gif')
 
 def spread(
@@ -66,7 +66,7 @@ def spread(
         taking = word == '--inputs' or taking and (more or out[-2:-1] == ['--inputs'])
     return out
 
-# %% ../nbs/30_cli.ipynb #18a1f7d9
+# %% ../nbs/30_cli.ipynb #50efb6f0
 def _summary(document, report):
     "What a user wants to know after a run: where the report is, and what failed."
     from llmi_kit.picture import Failure
@@ -75,13 +75,13 @@ def _summary(document, report):
     for i, tag in enumerate(document.tags, 1):
         if isinstance(tag.result, Failure): typer.echo(f'  picture {i} ({tag.source or "?"}) failed, {tag.result}')
 
-# %% ../nbs/30_cli.ipynb #613e2efd
+# %% ../nbs/30_cli.ipynb #b5eca805
 def _write(document, out, **facts):
     from llmi_kit.report import write_report
     report = write_report(document, out, date=datetime.now().astimezone(), **facts)
     _summary(document, report)
 
-# %% ../nbs/30_cli.ipynb #218cae93
+# %% ../nbs/30_cli.ipynb #888876f2
 @app.command()
 def generate(
     question: Annotated[str, typer.Argument(help='What you want to know.')],
@@ -100,7 +100,7 @@ def generate(
         if done.failure: _leave(f'no answer was written ({done.failure})', 1)
         _write(done.document, out, question=question, model=settings.backbone, seconds=time.perf_counter() - started)
 
-# %% ../nbs/30_cli.ipynb #22cf1486
+# %% ../nbs/30_cli.ipynb #0e0c8d1c
 def _answer(file, inputs):
     "A document from an answer file: Markdown with tags, or a document.json of ours."
     from llmi_kit.document import Document, parse
@@ -115,7 +115,7 @@ def _answer(file, inputs):
     pictures = read_inputs(inputs)
     return parse(text, len(pictures)).model_copy(update=dict(inputs=pictures))
 
-# %% ../nbs/30_cli.ipynb #57365e8b
+# %% ../nbs/30_cli.ipynb #22d97c8e
 @app.command()
 def render(
     answer_file: Annotated[Path, typer.Argument(metavar='ANSWER_FILE', help='Markdown with tags, a document.json, or - for stdin.')],
@@ -130,7 +130,7 @@ def render(
             document = asyncio.run(resolve(document, toolkit, inputs=document.inputs, seed=seed, progress=True))
         _write(document, out)
 
-# %% ../nbs/30_cli.ipynb #08866913
+# %% ../nbs/30_cli.ipynb #ebbd29e4
 data = typer.Typer(no_args_is_help=True, help='Prompts to train and to test on.')
 app.add_typer(data, name='data')
 
@@ -149,7 +149,7 @@ def check(file: Annotated[Path, typer.Argument(metavar='ROWS', help='.parquet or
         typer.echo(f"{name:10} {', '.join(f'{k} {v}' for k, v in counts.most_common(12))}")
     if problems: raise typer.Exit(1)
 
-# %% ../nbs/30_cli.ipynb #ac445cbb
+# %% ../nbs/30_cli.ipynb #7031aa56
 def _hardware():
     import torch
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -157,7 +157,7 @@ def _hardware():
     gpu = ', '.join(f'{g.name} {g.total_memory / 2**30:.0f} GB' for g in gpus) or 'no GPU'
     return f'{os.cpu_count()} cores, {memory:.0f} GB memory, {gpu}, {platform.system()} {platform.release()}'
 
-# %% ../nbs/30_cli.ipynb #497676fa
+# %% ../nbs/30_cli.ipynb #cacfb642
 def _versions():
     def of(name):
         try: return f'{name} {version(name)}'
@@ -165,10 +165,10 @@ def _versions():
     names = 'torch transformers peft trl bitsandbytes diffusers openai nbdev'
     return f'llmi_kit {__version__}, Python {platform.python_version()}, ' + ', '.join(of(n) for n in names.split())
 
-# %% ../nbs/30_cli.ipynb #bfc2d5cc
+# %% ../nbs/30_cli.ipynb #058ded3f
 def _line(name, missing): typer.echo(f"{name:10} {'ready' if missing is None else 'missing: ' + missing}")
 
-# %% ../nbs/30_cli.ipynb #838ece8a
+# %% ../nbs/30_cli.ipynb #e57543f6
 def _memory(settings):
     "What the profile puts on a GPU, with licences, and whether it fits."
     import torch
@@ -179,7 +179,7 @@ def _memory(settings):
         gb = '      ?' if need.gb is None else f'{need.gb:4.1f} GB'
         typer.echo(f"{'':10} {gb} {need.what}{f': {need.model}' if need.model else ''}{f' ({need.licence})' if need.licence else ''}")
 
-# %% ../nbs/30_cli.ipynb #60d2192f
+# %% ../nbs/30_cli.ipynb #b66773ff
 @app.command()
 def doctor(profile: ProfileName = None):
     "Say what this profile needs, what is ready here, and how to get what is missing."
@@ -198,7 +198,7 @@ def doctor(profile: ProfileName = None):
             _line('writer', writer.chat.ready())
             for name, missing in writer.toolkit.ready().items(): _line(name, missing)
 
-# %% ../nbs/30_cli.ipynb #04729ab1
+# %% ../nbs/30_cli.ipynb #1c22a9ab
 serve = typer.Typer(no_args_is_help=True, help='Serve a model to others over HTTP.')
 app.add_typer(serve, name='serve')
 
@@ -206,7 +206,7 @@ Gpus = Annotated[str, typer.Option(help='A model process on each: 0,1. Left out:
 KeyEnv = Annotated[str, typer.Option(help='Environment variable that holds the API key clients must send.', metavar='NAME')]
 Batch = Annotated[int, typer.Option(help='Pictures in one pipeline call, at most; 0: 4 on a GPU, 1 on a processor.', min=0, max=64)]
 
-# %% ../nbs/30_cli.ipynb #07f13024
+# %% ../nbs/30_cli.ipynb #37b3b5e3
 @serve.command('images')
 def serve_images(
     model: Annotated[str, typer.Option(help='Folder in the diffusers layout, or hub name.')],
@@ -222,7 +222,7 @@ def serve_images(
         try: run(model, gpus, host, port, key_env, batch, queue, max_side, typer.echo)
         except CanNotServe as e: _leave(e, e.code)
 
-# %% ../nbs/30_cli.ipynb #a03c7dff
+# %% ../nbs/30_cli.ipynb #b1f4bc27
 def main():
     "The `llmi` command."
     sys.argv[1:] = spread(sys.argv[1:])

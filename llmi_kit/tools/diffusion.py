@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DiffusionBackend', 'DiffusionTool', 'image_model', 'from_profile']
 
-# %% ../../nbs/04_diffusion.ipynb #14084783
+# %% ../../nbs/04_diffusion.ipynb #46b081c7
 import time
 from typing import Protocol
 
@@ -11,14 +11,14 @@ from ..picture import Failure, Picture
 from .image_model import ImageModel
 from .image_server import server_for
 
-# %% ../../nbs/04_diffusion.ipynb #1893149a
+# %% ../../nbs/04_diffusion.ipynb #13feb213
 class DiffusionBackend(Protocol):
     key: str    # what determines its pictures besides prompt and seed
     name: str
     def ready(self) -> str | None: ...
     async def generate(self, prompt: str, seed: int = 0) -> Picture | Failure: ...
 
-# %% ../../nbs/04_diffusion.ipynb #3f6d33ad
+# %% ../../nbs/04_diffusion.ipynb #4a3aee36
 class DiffusionTool:
     "A picture from words."
     def __init__(self,
@@ -40,13 +40,13 @@ class DiffusionTool:
         if isinstance(answer, Failure): return answer.model_copy(update=dict(seconds=taken()))
         return answer.with_origin(tool='diffusion', request=dict(prompt=prompt), seed=seed, title=prompt[:120], seconds=taken())
 
-# %% ../../nbs/04_diffusion.ipynb #ebea19cc
+# %% ../../nbs/04_diffusion.ipynb #f91fb1bd
 def image_model(spec: str, profile, **settings) -> ImageModel:
     "The model `spec` with the profile's steps, guidance scale and quantization."
     return ImageModel(spec, steps=profile.diffusion_steps, guidance=profile.diffusion_guidance,
                       nf4=profile.diffusion_quantization == 'nf4', **settings)
 
-# %% ../../nbs/04_diffusion.ipynb #98a91412
+# %% ../../nbs/04_diffusion.ipynb #23f70d58
 def from_profile(profile) -> DiffusionTool:
     "The tool that a profile names; one that says what is missing where it names none."
     missing = (f"no diffusion model in profile '{profile.name}': set diffusion in settings.ini to embedded, a model folder, "

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PASSED_ON', 'eight_bit', 'retouch_picture', 'PillowEdits', 'EditBackend', 'EditTool', 'from_profile']
 
-# %% ../../nbs/05_edit.ipynb #aab3c8b8
+# %% ../../nbs/05_edit.ipynb #e22dde28
 import asyncio, time
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from .image_model import ImageModel
 from .image_server import server_for
 from .wording import read_instruction
 
-# %% ../../nbs/05_edit.ipynb #3dc11e7f
+# %% ../../nbs/05_edit.ipynb #5f2a8953
 def eight_bit(image: Image.Image) -> Image.Image:
     "RGB, or RGBA where anything is transparent, of any mode; the first frame of an animation."
     if image.mode in ('RGB', 'RGBA'): return image
@@ -25,7 +25,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
         return image.convert('F').point(lambda v: v*(255/max(high, 1)) + 0).convert('L').convert('RGB')
     return image.convert('RGBA' if 'A' in image.getbands() or 'transparency' in image.info else 'RGB')
 
-# %% ../../nbs/05_edit.ipynb #f6177f21
+# %% ../../nbs/05_edit.ipynb #3fe93fdd
 def retouch_picture(
     image: Picture,
     instruction: str,
@@ -43,7 +43,7 @@ def retouch_picture(
     except ValueError as e: return Failure(kind='invalid', message=f'{op.name.replace("_", " ")} is not possible here: {e}')
     return Picture.from_pil(pixels, Origin(tool='edit', backend='pillow'))
 
-# %% ../../nbs/05_edit.ipynb #3780fb58
+# %% ../../nbs/05_edit.ipynb #27e54099
 class PillowEdits:
     "The documented set of edits (see `OPERATIONS`), on the CPU, in a thread."
     key = 'pillow/1'    # raise the number when an operation's pixels change: cached edits are then made anew
@@ -54,7 +54,7 @@ class PillowEdits:
     async def edit(self, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:
         return await asyncio.to_thread(retouch_picture, image, prompt)
 
-# %% ../../nbs/05_edit.ipynb #314d65ab
+# %% ../../nbs/05_edit.ipynb #5d18ea39
 class EditBackend(Protocol):
     key: str    # what determines its answers besides the request
     name: str
@@ -63,7 +63,7 @@ class EditBackend(Protocol):
 
 PASSED_ON = ('unsupported', 'unavailable', 'network', 'timeout')
 
-# %% ../../nbs/05_edit.ipynb #766dbeac
+# %% ../../nbs/05_edit.ipynb #5bd1c30a
 class EditTool:
     "Change a picture as an instruction says, by the first backend that can."
     def __init__(self,
@@ -82,7 +82,7 @@ class EditTool:
         if missing and not all(missing): return None
         return '; '.join(missing) or 'no edit backend in this profile: set edit = pillow in settings.ini'
 
-# %% ../../nbs/05_edit.ipynb #503f5dd7
+# %% ../../nbs/05_edit.ipynb #3a83ce23
 @patch
 async def __call__(self: EditTool,
     image: Picture,
@@ -99,13 +99,13 @@ async def __call__(self: EditTool,
         if answer.kind not in PASSED_ON: break
     return _all_failed(failures, self.ready() or '').model_copy(update=dict(seconds=time.perf_counter() - start))
 
-# %% ../../nbs/05_edit.ipynb #0db694bc
+# %% ../../nbs/05_edit.ipynb #14e84f53
 def _credited(answer, source, prompt, seed, seconds):
     o = source.origin
     return answer.with_origin(tool='edit', request=dict(prompt=prompt), seed=seed, seconds=seconds, title=o.title, address=o.address,
                               page=o.page, author=o.author, licence=o.licence)
 
-# %% ../../nbs/05_edit.ipynb #5e716492
+# %% ../../nbs/05_edit.ipynb #05393912
 def _all_failed(failures, missing):
     "One failure of several: the last is the best equipped backend's, the others explain why it came to that."
     if not failures: return Failure(kind='unavailable', message=missing)
@@ -115,7 +115,7 @@ def _all_failed(failures, missing):
     also = ''.join(f'; before that: {f.message}' for f in others)
     return last.model_copy(update=dict(message=last.message + also, transient=any(f.transient for f in failures)))
 
-# %% ../../nbs/05_edit.ipynb #d8756bca
+# %% ../../nbs/05_edit.ipynb #9f9cada4
 def _backends(specs, profile, drawer):
     "A backend for each item; addresses that the comma of a list has cut off go back to their `qwen:`."
     joined = []
@@ -126,14 +126,14 @@ def _backends(specs, profile, drawer):
         if spec == 'pillow': yield PillowEdits()
         else: yield server_for(spec, profile) or _editor(spec.removeprefix('diffusers:'), profile, drawer)
 
-# %% ../../nbs/05_edit.ipynb #db6db931
+# %% ../../nbs/05_edit.ipynb #47c30a1f
 def _editor(spec, profile, drawer):
     same = isinstance(drawer, ImageModel) and drawer.model == spec
     settings = dict(steps=profile.diffusion_steps, guidance=profile.diffusion_guidance) if same else {}
     return ImageModel(spec, edits=True, strength=profile.edit_strength, nf4=profile.diffusion_quantization == 'nf4',
                       beside=drawer if same else None, **settings)
 
-# %% ../../nbs/05_edit.ipynb #4d2fb989
+# %% ../../nbs/05_edit.ipynb #9c2aee4d
 def from_profile(
     profile,
     drawer=None,        # the diffusion tool's backend: if it is the same model, its weights are shared
