@@ -889,6 +889,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'llmi_kit/tools/image_server.py')},
             'llmi_kit.tools.model_notes': { 'llmi_kit.tools.model_notes.ModelNotes': ( 'model_notes.html#modelnotes',
                                                                                        'llmi_kit/tools/model_notes.py'),
+                                            'llmi_kit.tools.model_notes.heard': ('model_notes.html#heard', 'llmi_kit/tools/model_notes.py'),
                                             'llmi_kit.tools.model_notes.named': ('model_notes.html#named', 'llmi_kit/tools/model_notes.py'),
                                             'llmi_kit.tools.model_notes.notes_of': ( 'model_notes.html#notes_of',
                                                                                      'llmi_kit/tools/model_notes.py'),

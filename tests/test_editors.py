@@ -12,7 +12,7 @@ from llmi_kit.memory import FACTS, needs, total_gb, verdict, weights_gb
 from llmi_kit.picture import Failure, Origin, Picture
 from llmi_kit.tools import diffusion, edit
 from llmi_kit.tools.image_model import ImageModel, finished, tiny_pipeline
-from llmi_kit.tools.model_notes import ModelNotes, named
+from llmi_kit.tools.model_notes import ModelNotes, heard, named
 from llmi_kit.tools.pipeline_call import call_arguments, description, framed, instructs, unsquared
 
 CAT = Picture.from_pil(Image.fromarray(data.chelsea()).resize((96, 64)), Origin(tool='input'))
@@ -58,6 +58,20 @@ async def test_a_model_that_knows_three_things_says_so(folder):
     ('a fox', ['fox']), ('FOXES in the snow', ['fox']), ('a firefox', []), ('an ox', []), ('a cup of coffee, and a fox', ['cup of coffee', 'fox']),
     ('a cup', []), ('cherries', ['cherries']), ('', [])])
 def test_names_are_whole_words(prompt, found): assert named(prompt, tuple(NOTES['names'])) == found
+
+
+@pytest.mark.parametrize('prompt, left', [
+    ("a fox on a blue background, children's book illustration", 'a fox on a blue background'), ('a fox in a low poly art style', 'a fox'),
+    ('a fox (oil painting)', 'a fox'), ('a fox, cherries', 'a fox, cherries'), ('a fox, a glass', 'a fox, a glass'), ('a fox as a watercolor.', 'a fox'),
+    ('a drawing of a fox', 'a drawing of a fox'), ('', '')])
+def test_a_model_of_one_style_does_not_hear_of_others(prompt, left):
+    assert heard(prompt, ModelNotes(names=NOTES['names'])) == left and heard(prompt, ModelNotes()) == prompt
+
+
+async def test_style_words_do_not_draw_a_book(folder):
+    "To a model that knows books, a children's book illustration has a book in it."
+    plain, styled = [await ImageModel(folder).generate(words, 4) for words in ('a fox', "a fox, children's book illustration")]
+    assert plain.data == styled.data
 
 
 async def test_bad_notes_are_a_sentence(tmp_path):

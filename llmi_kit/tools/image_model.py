@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'quiet_diffusers', 'tiny_pipeline', 'pipeline_for', 'ImageModel', 'finished']
 
-# %% ../../nbs/03_image_model.ipynb #6275f0d2
+# %% ../../nbs/03_image_model.ipynb #72eb3424
 import asyncio, copy, hashlib, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,11 +15,11 @@ from PIL import Image
 
 from ..config import asset
 from ..picture import Failure, Origin, Picture
-from .model_notes import ModelNotes, notes_of, unknown
+from .model_notes import ModelNotes, heard, notes_of, unknown
 from .pipeline_call import LONGEST, call_arguments, description, fitted, framed, instructs, takes, unsquared
 from .upscale import enlarge
 
-# %% ../../nbs/03_image_model.ipynb #2c02c109
+# %% ../../nbs/03_image_model.ipynb #fb93ab15
 def quiet_diffusers():
     "The diffusers module, imported without notes and set to log errors only."
     import transformers, transformers.utils.logging
@@ -30,21 +30,21 @@ def quiet_diffusers():
     diffusers.logging.disable_progress_bar()
     return diffusers
 
-# %% ../../nbs/03_image_model.ipynb #16541d9f
+# %% ../../nbs/03_image_model.ipynb #ecdbcae2
 def _letters():
     "A CLIP tokenizer that knows letters and digits."
     from transformers import CLIPTokenizer
     names = ['<|startoftext|>', '<|endoftext|>'] + [c + end for end in ('', '</w>') for c in 'abcdefghijklmnopqrstuvwxyz0123456789']
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(names)}, merges=[], model_max_length=32)
 
-# %% ../../nbs/03_image_model.ipynb #7e3f7515
+# %% ../../nbs/03_image_model.ipynb #ffe59703
 def _text_encoder(size):
     from transformers import CLIPTextConfig, CLIPTextModel
     shape = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
     return CLIPTextModel(CLIPTextConfig(**shape, vocab_size=size, max_position_embeddings=32, bos_token_id=0, eos_token_id=1,
         pad_token_id=1))
 
-# %% ../../nbs/03_image_model.ipynb #4799e5e8
+# %% ../../nbs/03_image_model.ipynb #37f5c84c
 def tiny_pipeline(
     edits: bool = False,    # InstructPix2Pix, which takes a picture too, instead of Stable Diffusion
 ):
@@ -63,7 +63,7 @@ def tiny_pipeline(
         steps_offset=1),
                 safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-# %% ../../nbs/03_image_model.ipynb #c0b818ab
+# %% ../../nbs/03_image_model.ipynb #a8df413e
 def pipeline_for(
     model: str,             # folder or hub name
     edits: bool = False,
@@ -78,7 +78,7 @@ def pipeline_for(
     if not edits: return d.AutoPipelineForText2Image, off
     return (d.DiffusionPipeline if saved and takes(saved.__call__, 'image') else d.AutoPipelineForImage2Image), off
 
-# %% ../../nbs/03_image_model.ipynb #cca3bb17
+# %% ../../nbs/03_image_model.ipynb #fc8654c6
 EMBEDDED = 'embedded'   # in a profile: the small model that ships with the kit
 
 class ImageModel:
@@ -111,7 +111,7 @@ class ImageModel:
         import torch        # takes seconds, and a profile without a model never comes here
         return self._device or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../../nbs/03_image_model.ipynb #af6f5ad8
+# %% ../../nbs/03_image_model.ipynb #0fc1e810
 @patch
 def ready(self: ImageModel) -> str | None:
     "None, or what is missing and how to get it."
@@ -122,18 +122,18 @@ def ready(self: ImageModel) -> str | None:
         return f'there is no model folder {self.model}: check the profile in settings.ini'
     if os.environ.get('HF_HUB_OFFLINE') and not _in_cache(self.model): return f'download the model first: hf download {self.model}'
 
-# %% ../../nbs/03_image_model.ipynb #b9a8efbb
+# %% ../../nbs/03_image_model.ipynb #4b2fdb83
 @patch
 def _misnoted(self: ImageModel):
     try: notes_of(self.folder)
     except ValueError as e: return str(e)
 
-# %% ../../nbs/03_image_model.ipynb #a99faa45
+# %% ../../nbs/03_image_model.ipynb #95835263
 def _in_cache(model):
     from huggingface_hub import try_to_load_from_cache
     return isinstance(try_to_load_from_cache(model, 'model_index.json'), str)
 
-# %% ../../nbs/03_image_model.ipynb #8f3021ec
+# %% ../../nbs/03_image_model.ipynb #1c3b13be
 @patch(as_prop=True)
 def key(self: ImageModel) -> str:
     "Changes with the files of the model, the settings and the kind of device."
@@ -143,7 +143,7 @@ def key(self: ImageModel) -> str:
     asked = '/'.join(f'{k}={v}' for k, v in self._asked.items() if v is not None)
     return f'diffusers:{self.name}@{state}/{self.size}/{asked}/{"nf4" if self.nf4 else "full"}/{self.device}'
 
-# %% ../../nbs/03_image_model.ipynb #bae5e07f
+# %% ../../nbs/03_image_model.ipynb #d8f496b7
 def _in_4_bits():
     import torch
     from diffusers.quantizers import PipelineQuantizationConfig
@@ -151,7 +151,7 @@ def _in_4_bits():
     how = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.bfloat16)
     return PipelineQuantizationConfig(quant_backend='bitsandbytes_4bit', components_to_quantize=parts, quant_kwargs=how)
 
-# %% ../../nbs/03_image_model.ipynb #24364fc8
+# %% ../../nbs/03_image_model.ipynb #a7da261e
 def _without_videos(source, **where):
     "A Qwen-VL processor for text and pictures alone, where the model has one and torchvision is not installed."
     kind = quiet_diffusers().DiffusionPipeline.load_config(source, **where).get('processor', ['', ''])[1] or ''
@@ -162,7 +162,7 @@ def _without_videos(source, **where):
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
     return dict(processor=Pictures.from_pretrained(source, subfolder='processor', **where))
 
-# %% ../../nbs/03_image_model.ipynb #2d45da37
+# %% ../../nbs/03_image_model.ipynb #baff06de
 @patch
 def _pipeline(self: ImageModel, **where):
     import torch
@@ -172,7 +172,7 @@ def _pipeline(self: ImageModel, **where):
     if self.nf4: where = where | dict(quantization_config=_in_4_bits())
     return loader.from_pretrained(source, dtype=torch.bfloat16 if self.device == 'cuda' else torch.float32, **off, **where)
 
-# %% ../../nbs/03_image_model.ipynb #514cf13c
+# %% ../../nbs/03_image_model.ipynb #5d122e2a
 @patch
 def _placed(self: ImageModel, pipe):
     "The pipeline on its device; parts wait in main memory where a GPU can't hold them all."
@@ -185,7 +185,7 @@ def _placed(self: ImageModel, pipe):
     else: pipe.to(self.device)
     return pipe
 
-# %% ../../nbs/03_image_model.ipynb #e68fad35
+# %% ../../nbs/03_image_model.ipynb #582ff4de
 @patch
 def _beside(self: ImageModel, other: ImageModel):
     "A pipeline for our purpose with the parts of another model, or None."
@@ -198,7 +198,7 @@ def _beside(self: ImageModel, other: ImageModel):
     mine.set_progress_bar_config(disable=True)
     return mine
 
-# %% ../../nbs/03_image_model.ipynb #5259f59b
+# %% ../../nbs/03_image_model.ipynb #3720bb07
 @patch
 def load(self: ImageModel):
     "The pipeline, loaded once: bf16 on a GPU, fp32 elsewhere."
@@ -213,22 +213,23 @@ def load(self: ImageModel):
     self.pipe = self._placed(pipe)
     return self.pipe
 
-# %% ../../nbs/03_image_model.ipynb #463a1c57
+# %% ../../nbs/03_image_model.ipynb #9cf90f44
 class _Stopped(Exception): "Nobody waits for this picture any more."
 
-# %% ../../nbs/03_image_model.ipynb #9df88573
+# %% ../../nbs/03_image_model.ipynb #1679363a
 @patch
 def _asks(self: ImageModel, pipe, prompt, image, notes) -> dict:
     "What a request is for this pipeline: prompt, picture and size."
     if image is None:
         width, height = self.size if self.size and not notes.side else (None, None)
-        return dict(prompt=prompt, image=None, width=width, height=height)
+        return dict(prompt=heard(prompt, notes), image=None, width=width, height=height)
     given = framed(image.pil(), (notes.side, notes.side)) if notes.side else fitted(image.pil())
     # models that follow instructions and take a size would otherwise answer in a megapixel
     size = dict(width=given.width, height=given.height) if instructs(pipe) else {}
-    return dict(prompt=prompt if instructs(pipe) else description(prompt, image.origin.title), image=given, **size)
+    wanted = prompt if instructs(pipe) else heard(description(prompt, heard(image.origin.title, notes)), notes)
+    return dict(prompt=wanted, image=given, **size)
 
-# %% ../../nbs/03_image_model.ipynb #b8f06a74
+# %% ../../nbs/03_image_model.ipynb #82453ccc
 def finished(
     drawn: Image.Image,
     notes: ModelNotes,
@@ -241,7 +242,7 @@ def finished(
     size = size or (notes.shown or notes.side,)*2
     return framed(enlarge(drawn, min(size)), size)
 
-# %% ../../nbs/03_image_model.ipynb #b9d73990
+# %% ../../nbs/03_image_model.ipynb #f7d8d6f5
 @patch
 def _draw(self: ImageModel, prompt, image, seed, stop):
     "Pixels from the pipeline; runs in the thread."
@@ -258,7 +259,7 @@ def _draw(self: ImageModel, prompt, image, seed, stop):
     if source: return finished(drawn, notes, source if notes.side or max(source) <= LONGEST else None, edited=True)
     return finished(drawn, notes, self.size)
 
-# %% ../../nbs/03_image_model.ipynb #ef7f92b2
+# %% ../../nbs/03_image_model.ipynb #511d1f6e
 @patch
 def _failed(self: ImageModel, e) -> Failure:
     "What an exception of loading or drawing means to us."
@@ -273,33 +274,34 @@ def _failed(self: ImageModel, e) -> Failure:
         return Failure(kind='unavailable', message=f'the model {self.name} {why}')
     return Failure(kind='unavailable', message=f'the model {self.name} can not be loaded ({_brief(e)}): check its folder')
 
-# %% ../../nbs/03_image_model.ipynb #aaa512e2
+# %% ../../nbs/03_image_model.ipynb #1b81a9cf
 def _brief(e): return f'{type(e).__name__}: {" ".join(re.sub(r"(/[^/ ]+)+/", "", str(e)).split())[:150]}'
 
-# %% ../../nbs/03_image_model.ipynb #5755ca27
+# %% ../../nbs/03_image_model.ipynb #f4d8ffd8
 @patch
 def _make(self: ImageModel, prompt, image, seed, stop):
     if missing := self.ready(): return Failure(kind='unavailable', message=missing)
-    if failure := unknown(prompt if image is None else description(prompt, image.origin.title), self.notes, self.name): return failure
+    wanted = prompt if image is None else description(prompt, image.origin.title)
+    if failure := unknown(heard(wanted, self.notes), self.notes, self.name): return failure
     try: drawn = self._draw(prompt, image, seed, stop)
     except _Stopped: return Failure(kind='timeout', message='the picture was no longer waited for')
     except Exception as e: return self._failed(e)     # pipelines raise almost anything on files that are not theirs
     return Picture.from_pil(drawn, Origin(tool='', backend=self.name, seed=seed))
 
-# %% ../../nbs/03_image_model.ipynb #48314325
+# %% ../../nbs/03_image_model.ipynb #4f9f9ded
 @patch
 async def _run(self: ImageModel, prompt, image, seed):
     stop = threading.Event()
     try: return await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._make, prompt, image, seed, stop))
     finally: stop.set()     # reached early when the caller gives up
 
-# %% ../../nbs/03_image_model.ipynb #60093f6b
+# %% ../../nbs/03_image_model.ipynb #7a47689a
 @patch
 async def generate(self: ImageModel, prompt: str, seed: int = 0) -> Picture | Failure:
     "A picture from words. Never raises."
     return await self._run(prompt, None, seed)
 
-# %% ../../nbs/03_image_model.ipynb #8584ad64
+# %% ../../nbs/03_image_model.ipynb #32b57aab
 @patch
 async def edit(self: ImageModel, image: Picture, prompt: str, seed: int = 0) -> Picture | Failure:
     "A changed picture. Never raises."
