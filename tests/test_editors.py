@@ -56,8 +56,11 @@ async def test_a_model_that_knows_three_things_says_so(folder):
 
 @pytest.mark.parametrize('prompt, found', [
     ('a fox', ['fox']), ('FOXES in the snow', ['fox']), ('a firefox', []), ('an ox', []), ('a cup of coffee, and a fox', ['cup of coffee', 'fox']),
-    ('a cup', []), ('cherries', ['cherries']), ('', [])])
+    ('a cup', []), ('a foxglove', []), ('cherries', ['cherries']), ('', [])])
 def test_names_are_whole_words(prompt, found): assert named(prompt, tuple(NOTES['names'])) == found
+
+
+def test_a_cup_of_coffee_is_not_also_a_cup(): assert named('a cup of coffee', ('cup', 'cup of coffee')) == ['cup of coffee']
 
 
 @pytest.mark.parametrize('prompt, left', [
@@ -101,6 +104,10 @@ def test_into_a_frame_and_out_again():
     half.paste('blue', (0, 0, 32, 64))
     shown = finished(half, ModelNotes(side=64), (256, 128))
     assert shown.size == (256, 128) and shown.getpixel((10, 64)) == (0, 0, 255) and shown.getpixel((160, 64)) == (255, 255, 255)
+    answer = framed(red, (64, 64))
+    answer.paste('blue', (0, 22, 64, 42))      # what was the picture
+    out = finished(answer, ModelNotes(side=64), (90, 30), edited=True)
+    assert out.size == (90, 30) and out.getpixel((45, 2))[2] > 200 and out.getpixel((45, 27))[2] > 200
 
 
 # one set of weights for drawing and editing

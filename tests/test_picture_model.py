@@ -222,6 +222,9 @@ def test_the_text_encoder_learns_what_captions_ask_for():
     learned, losses = picture_model.fit_words(encoder, ids, asked, picture_model.Recipe(steps=150, batch=16, lr=5e-3, average=.9))
     assert losses[0] > 3 and losses[-1] < .3
     assert all(p.requires_grad for p in learned.parameters()) and learned.training
+    same = ids[:1].repeat(2, 1, 1)      # one caption, two truths: nobody can tell
+    _, losses = picture_model.fit_words(learned, same, torch.tensor([[0], [1]]), picture_model.Recipe(steps=60, batch=16, lr=1e-3))
+    assert np.mean(losses[-20:]) > .6
 
 
 def test_properties_tell_scenes_apart():
