@@ -1,6 +1,6 @@
 """The figures of the embedded text-to-image model, from the shipped folder: how often it draws what is asked, seconds a picture, bytes.
 
-Run: python benchmarks/diffusion.py [prompts of each of six groups, 50]. About two minutes on two cores; needs neither font nor network."""
+Run: python benchmarks/diffusion.py [prompts of each of six groups, 50]. About a minute on two idle cores; needs neither font nor network."""
 import statistics, sys, time
 
 import torch

@@ -813,6 +813,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'llmi_kit/tools/image_model.py'),
                                             'llmi_kit.tools.image_model._without_videos': ( 'image_model.html#_without_videos',
                                                                                             'llmi_kit/tools/image_model.py'),
+                                            'llmi_kit.tools.image_model.caption_of': ( 'image_model.html#caption_of',
+                                                                                       'llmi_kit/tools/image_model.py'),
                                             'llmi_kit.tools.image_model.finished': ( 'image_model.html#finished',
                                                                                      'llmi_kit/tools/image_model.py'),
                                             'llmi_kit.tools.image_model.pipeline_for': ( 'image_model.html#pipeline_for',

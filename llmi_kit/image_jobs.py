@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['same_noise', 'Job', 'edit_job', 'Artist', 'work']
 
-# %% ../nbs/25_image_jobs.ipynb #c1d35bce
+# %% ../nbs/25_image_jobs.ipynb #a0b38f3d
 import inspect, os, threading
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from .picture import Failure, Origin, Picture
-from .tools.image_model import ImageModel, finished, quiet_diffusers
-from .tools.model_notes import heard, unknown
-from .tools.pipeline_call import LONGEST, call_arguments, description, fitted, framed, instructs, takes
+from .tools.image_model import ImageModel, caption_of, finished, quiet_diffusers
+from .tools.model_notes import unknown
+from .tools.pipeline_call import LONGEST, call_arguments, fitted, framed, instructs, takes
 
-# %% ../nbs/25_image_jobs.ipynb #5cff4e35
+# %% ../nbs/25_image_jobs.ipynb #576541fe
 def same_noise():
     "A `with` block in which noise for double precision is the noise of single precision."
     import torch
@@ -30,7 +30,7 @@ def same_noise():
             return func(*args, **kwargs | dict(dtype=torch.float32)).to(torch.float64)
     return SameNoise()
 
-# %% ../nbs/25_image_jobs.ipynb #089c2660
+# %% ../nbs/25_image_jobs.ipynb #c90d7320
 @dataclass(frozen=True, eq=False)
 class Job:
     "One picture to draw. What is None is left to the model."
@@ -48,7 +48,7 @@ class Job:
         "Jobs in which this is equal can share a call."
         return self.image and self.image.size, self.size, self.steps, self.guidance, self.strength, self.negative is None
 
-# %% ../nbs/25_image_jobs.ipynb #a874f3bc
+# %% ../nbs/25_image_jobs.ipynb #7e7bb076
 def edit_job(
     prompt: str,
     picture: Picture,
@@ -61,7 +61,7 @@ def edit_job(
     image = fitted(source if size is None else source.convert('RGBA').resize(size, Image.Resampling.LANCZOS))
     return Job(prompt, image=image, size=size or image.size, **settings)
 
-# %% ../nbs/25_image_jobs.ipynb #bef2ef60
+# %% ../nbs/25_image_jobs.ipynb #70f69651
 class Artist:
     "A model that draws jobs."
     def __init__(self,
@@ -77,7 +77,7 @@ class Artist:
         "Are bytes kept equal by double precision?"
         return self.batch > 1 and self.model.device == 'cpu'
 
-# %% ../nbs/25_image_jobs.ipynb #2c37f0f1
+# %% ../nbs/25_image_jobs.ipynb #1dcc44bd
 def _changing(pipe):
     "The pipeline that changes pictures with the weights of `pipe`, or None."
     if takes(pipe.__call__, 'image'): return pipe
@@ -86,7 +86,7 @@ def _changing(pipe):
     try: return quiet_diffusers().AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError: return None      # nobody wrote one for this architecture
 
-# %% ../nbs/25_image_jobs.ipynb #facadfe4
+# %% ../nbs/25_image_jobs.ipynb #d38a877c
 @patch
 def _loaded(self: Artist):
     "Find the pipelines. Raises what loading raises."
@@ -100,7 +100,7 @@ def _loaded(self: Artist):
         pipe.set_progress_bar_config(disable=True)
         if self.double: pipe.to(torch.float64)
 
-# %% ../nbs/25_image_jobs.ipynb #d74b5980
+# %% ../nbs/25_image_jobs.ipynb #98b22f19
 @patch
 def load(self: Artist) -> dict | Failure:
     "Load the model; what it can do and where. Never raises."
@@ -112,7 +112,7 @@ def load(self: Artist) -> dict | Failure:
     return dict(model=self.model.name, device=self.model.device, batch=self.batch, exact=exact, draws=bool(self.draws),
                 changes=bool(self.changes))
 
-# %% ../nbs/25_image_jobs.ipynb #dd61747c
+# %% ../nbs/25_image_jobs.ipynb #7df08789
 @patch
 def _filled(self: Artist, job: Job) -> Job:
     notes = self.model.notes
@@ -120,22 +120,21 @@ def _filled(self: Artist, job: Job) -> Job:
     return replace(job, image=image, steps=job.steps or notes.steps, strength=job.strength or notes.strength,
                    guidance=notes.guidance if job.guidance is None else job.guidance)
 
-# %% ../nbs/25_image_jobs.ipynb #2719a007
+# %% ../nbs/25_image_jobs.ipynb #21a06eeb
 def _negatives(jobs): return None if jobs[0].negative is None else [j.negative for j in jobs]
 
 def _arguments(pipe, jobs, notes):
     "What the call takes for these jobs, which share their settings."
-    first, told = jobs[0], [j.prompt for j in jobs]
+    first, title = jobs[0], '' if jobs[0].image else None
+    told = [j.prompt if first.image and instructs(pipe) else caption_of(j.prompt, notes, title) for j in jobs]
     width, height = (first.image.size if first.image else first.size if not notes.side else None) or (None, None)
     images = [j.image for j in jobs] if first.image else None
-    if images and not instructs(pipe): told = [description(words) for words in told]
-    told = [heard(words, notes) for words in told]
     # a list of pictures means several references for one prompt to models that follow instructions: they get one job a call
     if images and instructs(pipe): images = images[0]
     return call_arguments(pipe, told, images, [j.seed for j in jobs], negative=_negatives(jobs), width=width, height=height,
                           steps=first.steps, guidance=first.guidance, strength=first.strength)
 
-# %% ../nbs/25_image_jobs.ipynb #8269d390
+# %% ../nbs/25_image_jobs.ipynb #38b646cf
 @patch
 def _images(self: Artist, pipe, jobs):
     "Pictures of one call, as PIL images of the size that was asked for."
@@ -146,21 +145,21 @@ def _images(self: Artist, pipe, jobs):
     sizes = [j.size if j.image or notes.side else i.size for i, j in zip(images, jobs, strict=True)]
     return [finished(i, notes, s, bool(j.image)) for i, s, j in zip(images, sizes, jobs, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #de86dc78
+# %% ../nbs/25_image_jobs.ipynb #d0c66261
 @patch
 def _why(self: Artist, e) -> Failure:
     if not isinstance(e, ValueError): return self.model._failed(e)
     said = ' '.join(str(e).split())[:200]       # diffusers' own checks of what it was asked for
     return Failure(kind='invalid', message=f'{self.model.name} can not draw this: {said}')
 
-# %% ../nbs/25_image_jobs.ipynb #4d2ee4c9
+# %% ../nbs/25_image_jobs.ipynb #7224fe8f
 def _no_step(pipe, job):
     "Is nothing left to draw? Image-to-image runs only the last steps: `strength` of them."
     takes_what = inspect.signature(pipe.__call__).parameters
     if job.image is None or 'strength' not in takes_what: return False
     return (job.steps or takes_what['num_inference_steps'].default) * (job.strength or takes_what['strength'].default) < 1
 
-# %% ../nbs/25_image_jobs.ipynb #fa47c963
+# %% ../nbs/25_image_jobs.ipynb #a04e5fda
 @patch
 def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     "One answer a job, from one call for all, which must share their settings. Never raises."
@@ -168,7 +167,8 @@ def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     if pipe is None:
         what = 'change pictures, it only draws them' if edits else 'draw from words, it only changes pictures'
         return [Failure(kind='unsupported', message=f'the model {self.model.name} can not {what}')] * len(jobs)
-    if any(lost := [unknown(heard(j.prompt, self.model.notes), self.model.notes, self.model.name) for j in jobs]):
+    notes, title = self.model.notes, '' if edits else None
+    if any(lost := [unknown(caption_of(j.prompt, notes, title), notes, self.model.name) for j in jobs]):
         rest = [j for j, failure in zip(jobs, lost, strict=True) if not failure]
         drawn = iter(self.draw(rest) if rest else [])
         return [failure or next(drawn) for failure in lost]
@@ -181,12 +181,12 @@ def draw(self: Artist, jobs: list[Job]) -> list[Picture | Failure]:
     origins = [Origin(tool='', backend=self.model.name, seed=j.seed) for j in jobs]
     return [Picture.from_pil(i.convert('RGB'), o) for i, o in zip(images, origins, strict=True)]
 
-# %% ../nbs/25_image_jobs.ipynb #fe762ae7
+# %% ../nbs/25_image_jobs.ipynb #2f9a6606
 def _end_with_parent():
     connection.wait([parent_process().sentinel])
     os._exit(0)     # nobody is left to hand a picture to
 
-# %% ../nbs/25_image_jobs.ipynb #fad9fc7f
+# %% ../nbs/25_image_jobs.ipynb #f159cc56
 def work(
     pipe,               # our end of a `multiprocessing.Pipe`
     model: str,

@@ -3,31 +3,30 @@
 # %% auto #0
 __all__ = ['FACTS', 'SPARE', 'ModelFacts', 'weights_gb', 'Need', 'needs', 'total_gb', 'verdict']
 
-# %% ../nbs/09_memory.ipynb #4ffbeb23
+# %% ../nbs/09_memory.ipynb #d83b9bdc
 from typing import NamedTuple
 
 from .config import Profile
 
-# %% ../nbs/09_memory.ipynb #e7548530
+# %% ../nbs/09_memory.ipynb #d3479d68
 class ModelFacts(NamedTuple):
     "What a published model weighs."
     licence: str
     linear: float           # billions of weights in linear layers
     other: float            # billions of other weights: embeddings, convolutions, norms
     token_kb: float = 0.    # kB of key-value cache a token; writers only
-    room: float = 0.        # GB beside the weights while it draws; image models only
+    room: float = 0.        # GB beside the weights while it draws, a guess; image models only
 
-# %% ../nbs/09_memory.ipynb #7ac7b127
+# %% ../nbs/09_memory.ipynb #30a2b1c7
 FACTS = {
     'Qwen/Qwen2.5-1.5B-Instruct': ModelFacts('Apache-2.0', 1.31, .23, token_kb=28.7),
     'Qwen/Qwen3-4B-Instruct-2507': ModelFacts('Apache-2.0', 3.63, .39, token_kb=147.5),
     'Qwen/Qwen2.5-VL-7B-Instruct': ModelFacts('Apache-2.0', 7.20, 1.09, token_kb=57.3),
-    'stable-diffusion-v1-5/stable-diffusion-v1-5': ModelFacts('CreativeML OpenRAIL-M', .40, .67, room=1.),
-    'timbrooks/instruct-pix2pix': ModelFacts('MIT', .40, .67, room=1.),
-    'segmind/SSD-1B': ModelFacts('Apache-2.0', 1.35, .85, room=2.5),
+    'stable-diffusion-v1-5/stable-diffusion-v1-5': ModelFacts('CreativeML OpenRAIL-M', .36, .71, room=1.),
+    'timbrooks/instruct-pix2pix': ModelFacts('MIT', .36, .71, room=1.),
     'black-forest-labs/FLUX.2-klein-4B': ModelFacts('Apache-2.0', 7.50, .50, room=2.)}
 
-# %% ../nbs/09_memory.ipynb #d3478688
+# %% ../nbs/09_memory.ipynb #4fd57998
 def weights_gb(
     facts: ModelFacts,
     nf4: bool,
@@ -35,7 +34,7 @@ def weights_gb(
     "GB of weights: 16 bits each, or 4.5 for those in linear layers."
     return facts.linear*(.5625 if nf4 else 2) + facts.other*2
 
-# %% ../nbs/09_memory.ipynb #23168f5e
+# %% ../nbs/09_memory.ipynb #a6f8b708
 class Need(NamedTuple):
     "What one part of a profile takes on the GPU."
     what: str
@@ -43,15 +42,13 @@ class Need(NamedTuple):
     gb: float | None        # None: not known here
     licence: str = ''
 
-# %% ../nbs/09_memory.ipynb #733a1ae6
-_ON_THE_GPU = 'diffusers:'
-
+# %% ../nbs/09_memory.ipynb #edb4908d
 def _here(spec): return spec and not spec.startswith(('openai:', 'qwen:', 'http')) and spec not in ('pillow', 'embedded', 'local')
 
 def _part(what, model, gb):
     return Need(what, model, gb(FACTS[model]), FACTS[model].licence) if model in FACTS else Need(what, model, None)
 
-# %% ../nbs/09_memory.ipynb #894fc5e2
+# %% ../nbs/09_memory.ipynb #4efc5b54
 def needs(profile: Profile) -> list[Need]:
     "What a profile loads onto the GPU. Embedded models count nothing: they weigh some MB, or run on the processor."
     found, nf4 = [], profile.diffusion_quantization == 'nf4'
@@ -59,13 +56,13 @@ def needs(profile: Profile) -> list[Need]:
         found.append(_part('writer', profile.backbone, lambda f: weights_gb(f, profile.quantization == 'nf4')))
         tokens = profile.batch*profile.max_tokens
         found.append(_part(f'{profile.batch} answers of {profile.max_tokens} tokens', profile.backbone, lambda f: tokens*f.token_kb/1e6))
-    specs = dict.fromkeys(s.removeprefix(_ON_THE_GPU) for s in (profile.diffusion, *profile.edit) if _here(s))
+    specs = dict.fromkeys(s.removeprefix('diffusers:') for s in (profile.diffusion, *profile.edit) if _here(s))
     found += [_part('pictures', spec, lambda f: weights_gb(f, nf4)) for spec in specs]
     rooms = [FACTS[spec].room for spec in specs if spec in FACTS]
     if rooms: found.append(Need('room to draw', '', max(rooms)))
     return found
 
-# %% ../nbs/09_memory.ipynb #062955bc
+# %% ../nbs/09_memory.ipynb #67fe6b4e
 SPARE = .8  # GB: the CUDA context and what the allocator can't use
 
 def total_gb(profile: Profile) -> float | None:
@@ -74,7 +71,7 @@ def total_gb(profile: Profile) -> float | None:
     if any(n.gb is None for n in found): return None
     return sum(n.gb for n in found) + SPARE if found else 0.
 
-# %% ../nbs/09_memory.ipynb #082f64b6
+# %% ../nbs/09_memory.ipynb #2acb1b07
 def verdict(
     profile: Profile,
     gpus: list[float],      # GB (1e9 bytes) of memory of each GPU here

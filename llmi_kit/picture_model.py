@@ -6,7 +6,7 @@ __all__ = ['LETTERS', 'STEPS', 'GUIDANCE', 'CARD', 'merges_for', 'tokenizer_for'
            'pipeline_of', 'gradient', 'Recipe', 'fit', 'pixels', 'fit_autoencoder', 'latents_of', 'fit_words',
            'fit_diffusion', 'sample', 'side_by_side', 'save', 'card']
 
-# %% ../nbs/15_picture_model.ipynb #aba1e313
+# %% ../nbs/15_picture_model.ipynb #004eb0c0
 import copy, itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 
 from .tools.image_model import quiet_diffusers
 
-# %% ../nbs/15_picture_model.ipynb #85c4bc2c
+# %% ../nbs/15_picture_model.ipynb #88f5b342
 def _pieces(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     "How a byte-pair tokenizer with these merges cuts a word."
     parts = [*word[:-1], word[-1] + '</w>']
@@ -36,7 +36,7 @@ def merges_for(words: list[str]) -> list[tuple[str, str]]:
         while len(parts := _pieces(word, ranks)) > 1: ranks[parts[0], parts[1]] = len(ranks)
     return list(ranks)
 
-# %% ../nbs/15_picture_model.ipynb #f50a43e2
+# %% ../nbs/15_picture_model.ipynb #10f28941
 LETTERS = ''.join(map(chr, range(33, 127)))     # all that is printed in ASCII
 
 def tokenizer_for(
@@ -50,7 +50,7 @@ def tokenizer_for(
     names = dict.fromkeys(['<|startoftext|>', '<|endoftext|>', *letters, *(''.join(m) for m in merges)])
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(names)}, merges=merges, model_max_length=longest)
 
-# %% ../nbs/15_picture_model.ipynb #7affd02f
+# %% ../nbs/15_picture_model.ipynb #1f1c590b
 def text_encoder_for(
     tokenizer,
     width: int = 128,
@@ -66,7 +66,7 @@ def encode_text(tokenizer, captions: list[str]) -> torch.Tensor:
     "Token ids (captions, longest), padded as the pipeline pads a prompt."
     return tokenizer(captions, padding='max_length', truncation=True, max_length=tokenizer.model_max_length, return_tensors='pt').input_ids
 
-# %% ../nbs/15_picture_model.ipynb #97553af8
+# %% ../nbs/15_picture_model.ipynb #8f0cb35c
 def autoencoder_for(
     width: int = 32,
     channels: int = 16,     # of a latent
@@ -78,7 +78,7 @@ def autoencoder_for(
         encoder_block_out_channels=(width,)*n, decoder_block_out_channels=(width,)*n, num_encoder_blocks=tuple(blocks),
         num_decoder_blocks=tuple(blocks[::-1]), latent_channels=channels)
 
-# %% ../nbs/15_picture_model.ipynb #5ff82eb7
+# %% ../nbs/15_picture_model.ipynb #61dc4d7a
 def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Differences of neighbouring pixels, down and across."
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
@@ -91,7 +91,7 @@ def reconstruction_loss(vae, pictures: torch.Tensor, noise: torch.Tensor) -> tor
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     return l1_loss(again, pictures) + sharp + .02*(mean.square() + (std - 1).square()).mean()
 
-# %% ../nbs/15_picture_model.ipynb #25e08d20
+# %% ../nbs/15_picture_model.ipynb #78aa92cc
 def unet_for(
     channels: int = 16,     # of a latent
     size: int = 8,          # of a latent, px
@@ -107,13 +107,13 @@ def unet_for(
         down_block_types=down, up_block_types=up, cross_attention_dim=words, attention_head_dim=4,
         addition_embed_type='text', addition_embed_type_num_heads=4, resnet_time_scale_shift='scale_shift')
 
-# %% ../nbs/15_picture_model.ipynb #a23a42d7
+# %% ../nbs/15_picture_model.ipynb #75cb85d4
 def noise_schedule():
     return quiet_diffusers().DDIMScheduler(
         beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', rescale_betas_zero_snr=True, timestep_spacing='trailing',
         clip_sample=False, set_alpha_to_one=True, steps_offset=1)
 
-# %% ../nbs/15_picture_model.ipynb #822b7d0f
+# %% ../nbs/15_picture_model.ipynb #e5c761dc
 def diffusion_loss(
     unet, text_encoder, schedule,
     latents: torch.Tensor,  # (batch, channels, size, size)
@@ -126,14 +126,14 @@ def diffusion_loss(
     seen, wanted = schedule.add_noise(latents, noise, steps), schedule.get_velocity(latents, noise, steps)
     return mse_loss(unet(seen, steps, words).sample, wanted)
 
-# %% ../nbs/15_picture_model.ipynb #22e5b2ce
+# %% ../nbs/15_picture_model.ipynb #823e1400
 def pipeline_of(tokenizer, text_encoder, vae, unet, schedule=None):
     "The parts as a Stable Diffusion pipeline."
     return quiet_diffusers().StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=schedule or noise_schedule(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-# %% ../nbs/15_picture_model.ipynb #970d0545
+# %% ../nbs/15_picture_model.ipynb #e6cd2613
 def gradient(
     loss,                   # function of one part -> scalar
     weights: list[torch.Tensor],
@@ -147,7 +147,7 @@ def gradient(
     mean = lambda g: None if g[0] is None else sum(g)/len(g)
     return sum(losses)/len(losses), [mean(g) for g in zip(*grads, strict=True)]
 
-# %% ../nbs/15_picture_model.ipynb #299603c9
+# %% ../nbs/15_picture_model.ipynb #9a126305
 class Recipe(BaseModel):
     "How one of the two parts is trained."
     steps: int
@@ -164,7 +164,7 @@ class Recipe(BaseModel):
         left = (self.steps - step)/max(1, self.decay*self.steps)
         return self.lr*min((step + 1)/self.warmup, 1, max(.005, left))
 
-# %% ../nbs/15_picture_model.ipynb #d333ae70
+# %% ../nbs/15_picture_model.ipynb #bbe7db12
 def fit(
     models: list[torch.nn.Module],
     loss,                       # function of one part
@@ -189,7 +189,7 @@ def fit(
         losses.append(value); tell(step, value, averaged)
     return averaged, losses
 
-# %% ../nbs/15_picture_model.ipynb #bb1318f9
+# %% ../nbs/15_picture_model.ipynb #8684bd85
 def pixels(pictures: np.ndarray) -> torch.Tensor:
     "uint8 (n, height, width, 3) -> float (n, 3, height, width) in -1..1."
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()/127.5 - 1
@@ -211,7 +211,7 @@ def fit_autoencoder(
     (mean,), losses = fit([vae], lambda x, noise: reconstruction_loss(vae, x, noise), parts, recipe, tell)
     return mean, losses
 
-# %% ../nbs/15_picture_model.ipynb #5b42f408
+# %% ../nbs/15_picture_model.ipynb #d409c408
 def latents_of(
     vae,
     pictures: np.ndarray,
@@ -223,7 +223,7 @@ def latents_of(
         with torch.inference_mode(): return vae.encode(pixels(pictures[i:i + batch])).latents
     with ThreadPoolExecutor(threads) as pool: return torch.cat([*pool.map(some, range(0, len(pictures), batch))]).clone()
 
-# %% ../nbs/15_picture_model.ipynb #3f53f471
+# %% ../nbs/15_picture_model.ipynb #806120ef
 def fit_words(
     text_encoder,
     ids: torch.Tensor,      # (n, wordings, tokens)
@@ -243,7 +243,7 @@ def fit_words(
     (mean, _), losses = fit([text_encoder, heads], loss, parts, recipe, tell)
     return mean.train().requires_grad_(True), losses
 
-# %% ../nbs/15_picture_model.ipynb #01e3afbd
+# %% ../nbs/15_picture_model.ipynb #a4a9225f
 def fit_diffusion(
     unet, text_encoder,
     latents: torch.Tensor,  # (n, channels, size, size)
@@ -266,7 +266,7 @@ def fit_diffusion(
     (unet_mean, text_mean), losses = fit([unet, text_encoder], loss, parts, recipe, tell)
     return unet_mean, text_mean, losses
 
-# %% ../nbs/15_picture_model.ipynb #a7da5345
+# %% ../nbs/15_picture_model.ipynb #f6d423b4
 STEPS, GUIDANCE = 16, 4.    # what the model's card recommends
 
 def sample(
@@ -292,13 +292,13 @@ def side_by_side(pictures: list[Image.Image], columns: int = 12, gap: int = 4) -
     for i, picture in enumerate(pictures): wall.paste(picture, (i % columns*(w + gap), i//columns*(h + gap)))
     return wall
 
-# %% ../nbs/15_picture_model.ipynb #00a303b9
+# %% ../nbs/15_picture_model.ipynb #c36b15c6
 def save(pipe, folder: Path):
     "Write the pipeline in the diffusers layout, UNet and autoencoder in 16 bits."
     small = pipeline_of(pipe.tokenizer, pipe.text_encoder, copy.deepcopy(pipe.vae).half(), copy.deepcopy(pipe.unet).half(), pipe.scheduler)
     small.save_pretrained(folder, safe_serialization=True)
 
-# %% ../nbs/15_picture_model.ipynb #b1195944
+# %% ../nbs/15_picture_model.ipynb #eabb5ef4
 CARD = """---
 license: apache-2.0
 library_name: diffusers
@@ -328,7 +328,7 @@ background, or pairs, that training never showed.
 `metrics.json` has the whole record.
 """
 
-# %% ../nbs/15_picture_model.ipynb #3b11bd37
+# %% ../nbs/15_picture_model.ipynb #d5d3d6c0
 def card(record: dict) -> str:
     "The README of the model's folder."
     cell = lambda row, key: f'{row[key][0]:.0%} of {row[key][1]}' if key in row else ''

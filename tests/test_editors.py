@@ -231,3 +231,12 @@ def test_the_server_side_keeps_to_the_notes(folder):
     assert (shaped.width, shaped.height) == (96, 48)
     edited, = artist.draw([edit_job('turn it into a fox', CAT)])
     assert (edited.width, edited.height) == (96, 64)
+
+
+def test_only_distilled_klein_gets_four_steps():
+    from llmi_kit.tools.image_model import quiet_diffusers
+    from llmi_kit.tools.pipeline_call import family_of
+    klein = quiet_diffusers().Flux2KleinPipeline
+    fast, base = klein.__new__(klein), klein.__new__(klein)
+    fast.register_to_config(is_distilled=True); base.register_to_config(is_distilled=False)
+    assert family_of(fast).own['num_inference_steps'] == 4 and not family_of(base).own

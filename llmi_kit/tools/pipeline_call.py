@@ -4,22 +4,22 @@
 __all__ = ['FAMILIES', 'LONGEST', 'takes', 'Family', 'family_of', 'call_arguments', 'on_white', 'fitted', 'framed', 'unsquared',
            'instructs', 'description']
 
-# %% ../../nbs/02_pipeline_call.ipynb #ba9528b6
+# %% ../../nbs/02_pipeline_call.ipynb #40741c38
 import inspect, re
 from typing import NamedTuple
 
 from PIL import Image
 
-# %% ../../nbs/02_pipeline_call.ipynb #12f7b333
+# %% ../../nbs/02_pipeline_call.ipynb #aec3bc89
 def takes(call, name: str) -> bool: return name in inspect.signature(call).parameters
 
-# %% ../../nbs/02_pipeline_call.ipynb #6f2d74c4
+# %% ../../nbs/02_pipeline_call.ipynb #35e0200a
 class Family(NamedTuple):
     scale: str = 'guidance_scale'   # the argument that is the guidance scale
     own: dict = {}                  # what its authors recommend, where nothing else is asked for
     sized: bool = True              # of editors: does it want to know width and height?
 
-# %% ../../nbs/02_pipeline_call.ipynb #a3d08cc4
+# %% ../../nbs/02_pipeline_call.ipynb #94fcb2fd
 FAMILIES = {
     'InstructPix2Pix': Family(own=dict(image_guidance_scale=1.5)),
     'FluxKontext': Family(own=dict(guidance_scale=2.5)),
@@ -28,9 +28,11 @@ FAMILIES = {
 
 def family_of(pipe) -> Family:
     "How this pipeline wants to be called, by the name of its class."
-    return next((family for name, family in FAMILIES.items() if name in type(pipe).__name__), Family())
+    found = next((family for name, family in FAMILIES.items() if name in type(pipe).__name__), Family())
+    # of FLUX.2 klein, the base models want the pipeline's own many steps
+    return found if found is not FAMILIES['Flux2Klein'] or pipe.config.is_distilled else Family()
 
-# %% ../../nbs/02_pipeline_call.ipynb #9e0c9bcd
+# %% ../../nbs/02_pipeline_call.ipynb #1ee487b0
 def call_arguments(
     pipe,
     prompt: str | list[str],
@@ -53,7 +55,7 @@ def call_arguments(
     given |= dict(prompt=prompt, image=image, generator=noise if isinstance(seed, list) else noise[0])
     return {k: v for k, v in given.items() if v is not None and takes(pipe.__call__, k)}
 
-# %% ../../nbs/02_pipeline_call.ipynb #fbc9da93
+# %% ../../nbs/02_pipeline_call.ipynb #8a4b538a
 LONGEST = 1024      # px: what image-to-image models are trained at, at most
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -62,13 +64,13 @@ def on_white(image: Image.Image) -> Image.Image:
     image = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
-# %% ../../nbs/02_pipeline_call.ipynb #f0b3b403
+# %% ../../nbs/02_pipeline_call.ipynb #f548935d
 def fitted(image: Image.Image, multiple: int = 16) -> Image.Image:
     "RGB on white, sides at most `LONGEST` and multiples of `multiple`."
     by = min(1, LONGEST/max(image.size))
     return on_white(image).resize([max(multiple, round(s*by/multiple)*multiple) for s in image.size], Image.Resampling.LANCZOS)
 
-# %% ../../nbs/02_pipeline_call.ipynb #63b7b53c
+# %% ../../nbs/02_pipeline_call.ipynb #e10a338f
 def framed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     "RGB, as large as it fits in the middle of `size` (width, height in px); the rest has the colour of its corner."
     image = on_white(image)
@@ -78,19 +80,19 @@ def framed(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     frame.paste(small, [(f - s)//2 for f, s in zip(size, small.size, strict=True)])
     return frame
 
-# %% ../../nbs/02_pipeline_call.ipynb #eaf16240
+# %% ../../nbs/02_pipeline_call.ipynb #21b5d530
 def unsquared(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     "The middle of a square answer, in the proportions and the size (width, height) of the picture that went in."
     by = image.width/max(size)
     box = [(image.width - s*by)/2 for s in size]
     return image.resize(size, Image.Resampling.LANCZOS, (*box, image.width - box[0], image.height - box[1]))
 
-# %% ../../nbs/02_pipeline_call.ipynb #aa4185a4
+# %% ../../nbs/02_pipeline_call.ipynb #6852e9d3
 def instructs(pipe) -> bool:
     "Does this editing pipeline take instructions? The others take a description and a strength."
     return not takes(pipe.__call__, 'strength')
 
-# %% ../../nbs/02_pipeline_call.ipynb #f6d5f441
+# %% ../../nbs/02_pipeline_call.ipynb #e0d64961
 _COLOURS = 'red|orange|yellow|green|blue|purple|pink|brown|black|gr[ae]y|white'
 _RULES = [(re.compile(rule, re.I), form) for rule, form in (
     (rf'(?:make|paint|colou?r|turn|change) the background(?: of .+?)? (?:to |into )?(?P<b>{_COLOURS})', '{rest} on a {b} background'),
@@ -102,7 +104,7 @@ _RULES = [(re.compile(rule, re.I), form) for rule, form in (
     (r'(?:make|turn) (?:it|this|this picture|the picture|the image) (?P<x>an? .+)', '{x}'),
     (r'(?:draw|paint|show) (?P<x>.+?)(?: instead)?', '{x}'))]
 
-# %% ../../nbs/02_pipeline_call.ipynb #68f95821
+# %% ../../nbs/02_pipeline_call.ipynb #e59ba009
 def description(
     instruction: str,
     title: str = '',    # what the picture shows now
