@@ -1053,6 +1053,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmi_kit/tools/wording.py'),
                                         'llmi_kit.tools.wording.wording_pattern': ( 'wording.html#wording_pattern',
                                                                                     'llmi_kit/tools/wording.py')},
+            'llmi_kit.verdict': { 'llmi_kit.verdict.Judge': ('verdict.html#judge', 'llmi_kit/verdict.py'),
+                                  'llmi_kit.verdict.Judge.__call__': ('verdict.html#judge.__call__', 'llmi_kit/verdict.py'),
+                                  'llmi_kit.verdict.Judge.ready': ('verdict.html#judge.ready', 'llmi_kit/verdict.py'),
+                                  'llmi_kit.verdict.Verdict': ('verdict.html#verdict', 'llmi_kit/verdict.py'),
+                                  'llmi_kit.verdict.Verdict.__str__': ('verdict.html#verdict.__str__', 'llmi_kit/verdict.py'),
+                                  'llmi_kit.verdict.Verdict._one_of_three': ('verdict.html#verdict._one_of_three', 'llmi_kit/verdict.py')},
             'llmi_kit.warmup': { 'llmi_kit.warmup.Check': ('warmup.html#check', 'llmi_kit/warmup.py'),
                                  'llmi_kit.warmup.Recipe': ('warmup.html#recipe', 'llmi_kit/warmup.py'),
                                  'llmi_kit.warmup.Recipe.rate': ('warmup.html#recipe.rate', 'llmi_kit/warmup.py'),
@@ -1089,4 +1095,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'llmi_kit.writer.load_questions': ('writer.html#load_questions', 'llmi_kit/writer.py'),
                                  'llmi_kit.writer.question_with_inputs': ('writer.html#question_with_inputs', 'llmi_kit/writer.py'),
                                  'llmi_kit.writer.read_inputs': ('writer.html#read_inputs', 'llmi_kit/writer.py'),
-                                 'llmi_kit.writer.sees': ('writer.html#sees', 'llmi_kit/writer.py')}}}
+                                 'llmi_kit.writer.sees': ('writer.html#sees', 'llmi_kit/writer.py'),
+                                 'llmi_kit.writer.spoken': ('writer.html#spoken', 'llmi_kit/writer.py')}}}

@@ -4,7 +4,7 @@
 __all__ = ['LEASE', 'Settings', 'Profile', 'SettingsError', 'settings_file', 'load_profile', 'cache_dir', 'asset', 'derive_seed',
            'cache_key', 'PlainDisk', 'Store', 'once']
 
-# %% ../nbs/00_config.ipynb #2c9635de
+# %% ../nbs/00_config.ipynb #1fdf1cd1
 import asyncio, hashlib, json, os, random, socket, time
 from configparser import ConfigParser, Error as IniError
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import diskcache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-# %% ../nbs/00_config.ipynb #09d867da
+# %% ../nbs/00_config.ipynb #e878bd52
 class Settings(BaseModel):
     "The lines that a profile may have, with the values of the embedded profile `cpu`."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -38,17 +38,23 @@ class Settings(BaseModel):
     code_seconds: float = Field(10, gt=0)  # longest drawing
     code_memory_mb: int = Field(1024, ge=256)
     code_workers: int = Field(2, gt=0)     # drawings at once
-    llm_judge: str = 'heuristic'           # heuristic, or a server's model name
-    mllm_judge: str = 'heuristic'
+    llm_judge: tuple[str, ...] = ('heuristic',)     # reads words and tags: heuristic, or a server's model name; several: a panel
+    mllm_judge: tuple[str, ...] = ('heuristic',)    # looks at the pictures
+    judge_server: str = ''                 # base URL of the judges; empty: `server`
+    judge_workers: int = Field(16, gt=0)   # requests to judges at once, over all processes
+    judge_seconds: float = Field(150, gt=0)     # deadline of one verdict, with its retries
     tool_seconds: float = Field(60, gt=0)  # deadline of one tool call
     tool_workers: int = Field(8, gt=0)     # calls of one tool at once
     chat_key: str = 'OPENAI_API_KEY'       # NAMES of environment variables, never keys
+    judge_key: str = 'OPENAI_API_KEY'
     images_key: str = 'OPENAI_API_KEY'
     serpapi_key: str = 'SERPAPI_API_KEY'
     price_in: float = Field(0., ge=0)      # USD per million tokens
     price_out: float = Field(0., ge=0)
+    judge_price_in: float = Field(0., ge=0)
+    judge_price_out: float = Field(0., ge=0)
 
-# %% ../nbs/00_config.ipynb #12b0960b
+# %% ../nbs/00_config.ipynb #5dc80e09
 class Profile(Settings):
     "One named profile. `load_profile` makes it."
     name: str = 'cpu'
@@ -57,11 +63,11 @@ class Profile(Settings):
     @classmethod
     def _empty(cls, v): return None if v == '' else v
 
-    @field_validator('search', 'edit', mode='before')
+    @field_validator('search', 'edit', 'llm_judge', 'mllm_judge', mode='before')
     @classmethod
     def _split(cls, v): return tuple(p.strip() for p in v.split(',') if p.strip()) if isinstance(v, str) else v
 
-    @field_validator('chat_key', 'images_key', 'serpapi_key')
+    @field_validator('chat_key', 'judge_key', 'images_key', 'serpapi_key')
     @classmethod
     def _names_a_variable(cls, v):
         if v and not v.replace('_', '').isalnum() or v != v.upper():
@@ -69,14 +75,14 @@ class Profile(Settings):
         return v
 
     def key(self, which: str) -> str | None:
-        "The secret itself, read from the environment when it is needed: `which` is chat, images or serpapi."
+        "The secret itself, read from the environment when it is needed: `which` is chat, judge, images or serpapi."
         return os.environ.get(getattr(self, f'{which}_key')) or None
 
-# %% ../nbs/00_config.ipynb #b801eab4
+# %% ../nbs/00_config.ipynb #cad77cf4
 class SettingsError(ValueError):
     "settings.ini can't be used as it stands; the message says which line and what to write."
 
-# %% ../nbs/00_config.ipynb #e82161e1
+# %% ../nbs/00_config.ipynb #23c61c20
 def settings_file() -> Path | None:
     "`$LLMI_SETTINGS`, else the first settings.ini with a [llmi_kit] section in this folder or one above."
     if named := os.environ.get('LLMI_SETTINGS'): return Path(named)
@@ -84,7 +90,7 @@ def settings_file() -> Path | None:
     found = (d/'settings.ini' for d in (here, *here.parents))
     return next((f for f in found if f.is_file() and '[llmi_kit]' in f.read_text(errors='replace')), None)
 
-# %% ../nbs/00_config.ipynb #6bb39e4e
+# %% ../nbs/00_config.ipynb #a1851abb
 def _sections(file):
     ini = ConfigParser(default_section='-', interpolation=None)     # a % in an address is only a %
     try: ini.read_string(Path(file).read_text(), source=Path(file).name)
@@ -92,7 +98,7 @@ def _sections(file):
     except (IniError, UnicodeDecodeError) as e: raise SettingsError(f'{Path(file).name} is not readable: {e}'.replace('\n', ' ')) from None
     return {name: dict(ini[name]) for name in ini.sections()}
 
-# %% ../nbs/00_config.ipynb #b0585843
+# %% ../nbs/00_config.ipynb #5a85bff0
 def load_profile(
     name: str | None = None,        # None: the file's own default
     file: str | Path | None = None, # None: `settings_file()`
@@ -111,7 +117,7 @@ def load_profile(
         bad = e.errors()[0]
         raise SettingsError(f"profile '{name}', {'.'.join(map(str, bad['loc']))}: {bad['msg'].removeprefix('Value error, ')}") from None
 
-# %% ../nbs/00_config.ipynb #bff396ef
+# %% ../nbs/00_config.ipynb #58eac4bb
 def cache_dir() -> Path:
     "Where converted models and cached answers live: `$LLMI_CACHE`, else `~/.cache/llmi_kit`. Made if missing."
     folder = Path(os.environ.get('LLMI_CACHE') or Path.home()/'.cache'/'llmi_kit').expanduser()
@@ -122,12 +128,12 @@ def asset(name: str) -> Path:
     "A file or folder that ships with the package."
     return Path(str(files('llmi_kit')))/'assets'/name
 
-# %% ../nbs/00_config.ipynb #9045d4f6
+# %% ../nbs/00_config.ipynb #86d2bc9e
 def derive_seed(seed: int, *parts) -> int:
     "A 31-bit seed for one draw: the same `seed` and `parts` give the same number on every machine."
     return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], 'big') >> 1
 
-# %% ../nbs/00_config.ipynb #428791b0
+# %% ../nbs/00_config.ipynb #0dc6b7fa
 def cache_key(**parts) -> str:
     "SHA-256 of the canonical JSON of everything that determines an answer."
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(',', ':'), default=_plain)
@@ -138,14 +144,14 @@ def _plain(value):
     if isinstance(value, BaseModel): return value.model_dump(mode='json')
     raise TypeError(f'{type(value).__name__} has no stable form: give cache_key text, numbers, bytes or a pydantic model')
 
-# %% ../nbs/00_config.ipynb #cef0c88f
+# %% ../nbs/00_config.ipynb #ab071f71
 class PlainDisk(diskcache.Disk):
     "diskcache's storage without its pickles: a cache folder from somebody else can't run code here."
     def fetch(self, mode, filename, value, read):
         if mode == diskcache.core.MODE_PICKLE: return None
         return super().fetch(mode, filename, value, read)
 
-# %% ../nbs/00_config.ipynb #8836e6f3
+# %% ../nbs/00_config.ipynb #bd2f3a38
 class Store:
     "Text and bytes on disk, shared by threads and processes."
     def __init__(self,
@@ -169,12 +175,12 @@ class Store:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/00_config.ipynb #a88eb181
+# %% ../nbs/00_config.ipynb #54dc472d
 LEASE = 600     # seconds after which a flight counts as lost even if its process seems alive (another host, a reused pid)
 
 def _me(): return f'{socket.gethostname()}:{os.getpid()}:{time.time() + LEASE:.0f}'
 
-# %% ../nbs/00_config.ipynb #b72eedf9
+# %% ../nbs/00_config.ipynb #be665008
 def _lost(flight):
     "Is the process of this flight gone, or its lease over?"
     host, pid, until = flight.rsplit(':', 2)
@@ -185,7 +191,7 @@ def _lost(flight):
     except PermissionError: pass        # somebody else's process: alive
     return False
 
-# %% ../nbs/00_config.ipynb #223ea89f
+# %% ../nbs/00_config.ipynb #9ef80eb7
 @asynccontextmanager
 async def _flight(disk, key):
     "Hold the one flight of `key`; wait while another process or task holds it."
@@ -201,7 +207,7 @@ async def _flight(disk, key):
     try: yield
     finally: disk.delete('flight:' + key)
 
-# %% ../nbs/00_config.ipynb #eb3d4685
+# %% ../nbs/00_config.ipynb #d490832e
 async def once(self: Store,
     key: str,                       # from `cache_key`
     make,                           # async function without arguments that makes the value (str or bytes)

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['UnusableInput', 'Question', 'load_questions', 'read_inputs', 'question_with_inputs', 'conversation', 'sees',
-           'Illustrated', 'Writer']
+           'Illustrated', 'Writer', 'spoken']
 
-# %% ../nbs/09_writer.ipynb #0ca13076
+# %% ../nbs/09_writer.ipynb #7894dc01
 import asyncio, json, time
 from pathlib import Path
 
@@ -18,18 +18,18 @@ from .document import Document, instructions, parse
 from .picture import Failure, Origin, Picture
 from .toolkit import Toolkit, resolve
 
-# %% ../nbs/09_writer.ipynb #b317b24c
+# %% ../nbs/09_writer.ipynb #a2779d67
 class UnusableInput(ValueError):
     "What the user gave can't be used; the message is one sentence that says what to give instead."
 
-# %% ../nbs/09_writer.ipynb #b075b7cc
+# %% ../nbs/09_writer.ipynb #f4f1ad3a
 class Question(BaseModel):
     "What somebody asks, and the picture files they bring along."
     question: str
     inputs: list[str] = []      # picture files
     id: str = ''                # names the report's folder
 
-# %% ../nbs/09_writer.ipynb #8d5007f4
+# %% ../nbs/09_writer.ipynb #292610cf
 def load_questions(
     file: str | Path,           # .jsonl: a record a line; .json: a list of records
 ) -> list[Question]:
@@ -41,7 +41,7 @@ def load_questions(
     except json.JSONDecodeError as e: raise UnusableInput(f'{file.name} is not JSON: {e}') from None
     return [_question(row, i, file) for i, row in enumerate(rows, 1)]
 
-# %% ../nbs/09_writer.ipynb #486abde4
+# %% ../nbs/09_writer.ipynb #7db20bed
 def _question(row, i, file):
     try: q = Question.model_validate(row)
     except ValidationError as e:
@@ -50,14 +50,14 @@ def _question(row, i, file):
     inputs = [str((file.parent/p).resolve()) for p in q.inputs]
     return q.model_copy(update=dict(inputs=inputs, id=q.id or f'{i:02d}'))
 
-# %% ../nbs/09_writer.ipynb #623d431b
+# %% ../nbs/09_writer.ipynb #22af6de3
 def read_inputs(
     files: list[str | Path],
 ) -> list[Picture]:
     "Pictures that come with a question. Raises UnusableInput for a file that is missing or no picture."
     return [_input(Path(f)) for f in files]
 
-# %% ../nbs/09_writer.ipynb #7a24955a
+# %% ../nbs/09_writer.ipynb #f32ffe4d
 def _input(file):
     try: data = file.read_bytes()
     except OSError as e: raise UnusableInput(f'input picture {file.name} can not be read: {e.strerror or e}') from None
@@ -66,7 +66,7 @@ def _input(file):
     if isinstance(pic, Failure): raise UnusableInput(f'input picture {file.name}: {pic.message}')
     return pic
 
-# %% ../nbs/09_writer.ipynb #503d3d53
+# %% ../nbs/09_writer.ipynb #2543c259
 def question_with_inputs(
     question: str,
     inputs: list[str],          # what each input picture shows, in a few words
@@ -74,7 +74,7 @@ def question_with_inputs(
     "The question, each input picture announced on a line of its own before it."
     return '\n'.join([*(f'[image {i}: {title}]' for i, title in enumerate(inputs)), question])
 
-# %% ../nbs/09_writer.ipynb #34e08918
+# %% ../nbs/09_writer.ipynb #fa94fb77
 def conversation(
     question: str,
     inputs: list[Picture] = (),
@@ -86,14 +86,14 @@ def conversation(
     return [Message(role='system', text=instructions(prompt)),
             Message(role='user', text=text, images=list(inputs) if sees else [])]
 
-# %% ../nbs/09_writer.ipynb #e4563a68
+# %% ../nbs/09_writer.ipynb #fb4fe046
 def sees(chat) -> bool:
     "Can this chat read pictures? A local model is asked; a server is taken to, and answers with a clear error if it can't."
     if not isinstance(chat, LocalChat): return True
     try: return hasattr(chat._open()[1], 'image_processor')
     except BackboneError: return False      # `write` says why, in its place
 
-# %% ../nbs/09_writer.ipynb #f8b125ef
+# %% ../nbs/09_writer.ipynb #5a24963c
 class Illustrated(BaseModel):
     "What became of a question: the document, or why there is none, and what the writing took."
     question: Question
@@ -105,7 +105,7 @@ class Illustrated(BaseModel):
     def failure(self) -> Failure | None:
         return self.completion if isinstance(self.completion, Failure) else None
 
-# %% ../nbs/09_writer.ipynb #b89e6e69
+# %% ../nbs/09_writer.ipynb #a30a66be
 class Writer:
     "A chat model with its tools: questions in, documents with pictures out."
     def __init__(self,
@@ -136,13 +136,22 @@ class Writer:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/09_writer.ipynb #6af0e5cf
+# %% ../nbs/09_writer.ipynb #de5c9272
+def spoken(
+    text: str,  # what a model wrote
+) -> str:
+    "The answer without the thinking before it. Thinking that never ends is no answer: empty."
+    thought, closed, said = text.rpartition('</think>')
+    if closed: return said.lstrip()
+    return '' if text.lstrip().startswith('<think>') else text
+
+# %% ../nbs/09_writer.ipynb #991fd198
 def _parsed(question, pictures, completion):
     if isinstance(completion, Failure): return Illustrated(question=question, completion=completion)
-    document = parse(completion.text, len(pictures)).model_copy(update=dict(inputs=pictures))
+    document = parse(spoken(completion.text), len(pictures)).model_copy(update=dict(inputs=pictures))
     return Illustrated(question=question, document=document, completion=completion)
 
-# %% ../nbs/09_writer.ipynb #cbbb8de5
+# %% ../nbs/09_writer.ipynb #19101215
 @patch
 async def illustrate(self: Writer,
     questions: list[Question],
@@ -154,7 +163,7 @@ async def illustrate(self: Writer,
     written = [answers[0] for answers in await self.write(questions, seed=seed, **sampling)]
     return await asyncio.gather(*(self._resolve(w, seed, progress) for w in written))
 
-# %% ../nbs/09_writer.ipynb #37a4fac6
+# %% ../nbs/09_writer.ipynb #54aeddec
 @patch
 async def _resolve(self: Writer, written, seed, progress):
     if written.document is None: return written
