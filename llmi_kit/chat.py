@@ -4,7 +4,7 @@
 __all__ = ['MAX_IMAGE', 'SENTENCES', 'PASSING', 'ANSWERS_BADLY', 'NOTHING', 'Message', 'Completion', 'copies', 'Chat',
            'LocalChat', 'Row', 'server_failure', 'ServerChat', 'shares', 'chat_from_profile']
 
-# %% ../nbs/07_chat.ipynb #074aa33e
+# %% ../nbs/07_chat.ipynb #0dc8ff48
 import asyncio, os, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -22,16 +22,34 @@ from .backbone import BackboneError, adapter_folder, cut, load, missing, plain_t
 from .config import derive_seed
 from .picture import Failure, Picture
 
-# %% ../nbs/07_chat.ipynb #187112d0
+# %% ../nbs/07_chat.ipynb #3175ffea
 class Message(BaseModel):
     "One turn of a conversation."
     model_config = ConfigDict(frozen=True)
     role: Literal['system', 'user', 'assistant']
     text: str
-    images: tuple[Picture, ...] = ()    # shown before the text; only for models that see
-    def __init__(self, role, text, images=(), **kwargs): super().__init__(role=role, text=text, images=images, **kwargs)
+    images: tuple[Picture, ...] = ()    # only for models that see
+    order: tuple[str | int, ...] = ()   # text and places in `images` as they alternate; empty: all images, then the text
 
-# %% ../nbs/07_chat.ipynb #a3c029cb
+    def __init__(self, role, text, images=(), **kwargs):
+        "`text` may be a list of str and Picture, for pictures between words."
+        if not isinstance(text, str): text, images, kwargs['order'] = _woven(text)
+        super().__init__(role=role, text=text, images=images, **kwargs)
+
+    @property
+    def parts(self) -> list[str | Picture]:
+        "Text and pictures in the order in which a model sees them."
+        return [p if isinstance(p, str) else self.images[p] for p in self.order] or [*self.images, self.text]
+
+# %% ../nbs/07_chat.ipynb #cfe0bf7b
+def _woven(parts):
+    "(all text, all pictures, their order) of a list of str and Picture."
+    images = [p for p in parts if isinstance(p, Picture)]
+    place = iter(range(len(images)))
+    order = [p if isinstance(p, str) else next(place) for p in parts]
+    return ''.join(p for p in parts if isinstance(p, str)), images, order
+
+# %% ../nbs/07_chat.ipynb #c11a1e2a
 class Completion(BaseModel):
     "One answer. Its parts add up over the answers of a call to what the call took and cost."
     model_config = ConfigDict(frozen=True)
@@ -43,7 +61,7 @@ class Completion(BaseModel):
     cost: float = 0.        # USD
     seconds: float = 0.     # from the call to this answer
 
-# %% ../nbs/07_chat.ipynb #fd2ec68d
+# %% ../nbs/07_chat.ipynb #bee5d882
 def copies(
     answer: Completion | Failure,
     n: int,
@@ -52,7 +70,7 @@ def copies(
     if isinstance(answer, Failure): return [answer]*n
     return [answer] + [answer.model_copy(update=dict(tokens_in=0, tokens_out=0, cost=0.))]*(n - 1)
 
-# %% ../nbs/07_chat.ipynb #7bcce0de
+# %% ../nbs/07_chat.ipynb #f6ba1861
 class Chat:
     "Messages in, sampled answers out. A kind of chat supplies `_write` and `_stream`."
     temperature, max_tokens = 0., 512
@@ -61,7 +79,7 @@ class Chat:
         return dict(temperature=self.temperature if temperature is None else temperature,
                     max_tokens=max_tokens or self.max_tokens, stop=[stop] if isinstance(stop, str) else list(stop or []))
 
-# %% ../nbs/07_chat.ipynb #8f88eca3
+# %% ../nbs/07_chat.ipynb #91bd0902
 @patch
 async def write(self: Chat,
     conversations: list[list[Message]],
@@ -74,7 +92,7 @@ async def write(self: Chat,
     "`n` answers to each conversation, in their order; what could not be answered is a Failure in its place."
     return await self._write([list(c) for c in conversations], n, seed, **self._how(temperature, max_tokens, stop))
 
-# %% ../nbs/07_chat.ipynb #723116b6
+# %% ../nbs/07_chat.ipynb #66dae3ee
 @patch
 async def stream(self: Chat,
     messages: list[Message],
@@ -87,7 +105,7 @@ async def stream(self: Chat,
     async with aclosing(self._stream(list(messages), seed, **self._how(temperature, max_tokens, stop))) as pieces:
         async for piece in pieces: yield piece
 
-# %% ../nbs/07_chat.ipynb #5a8d4416
+# %% ../nbs/07_chat.ipynb #49638407
 class LocalChat(Chat):
     "A backbone in this process: transformers, with NF4 and a LoRA adapter if asked for."
     def __init__(self,
@@ -121,7 +139,7 @@ class LocalChat(Chat):
         "None if it can write; otherwise one sentence that says what is missing."
         return None if self.loaded else missing(self.backbone, self.quantization, self.adapter)
 
-# %% ../nbs/07_chat.ipynb #f35f97fa
+# %% ../nbs/07_chat.ipynb #78a7add9
 MAX_IMAGE = 1024    # px a side: the paper's limit for input images (section 5 of the method's reference)
 
 def _shown(picture):
@@ -129,7 +147,7 @@ def _shown(picture):
     image.thumbnail((MAX_IMAGE, MAX_IMAGE))
     return image.convert('RGB')
 
-# %% ../nbs/07_chat.ipynb #9ffeecda
+# %% ../nbs/07_chat.ipynb #18b865e4
 @patch
 def encode(self: LocalChat, messages: list[Message]) -> dict | Failure:
     "Model inputs of one conversation, or why there are none: `input_ids` (1, tokens) and whatever a processor adds."
@@ -148,13 +166,13 @@ def encode(self: LocalChat, messages: list[Message]) -> dict | Failure:
     return Failure(kind='invalid', message=f"the conversation has {size:,} tokens and backbone '{self.backbone}' takes at most "
                    f"{limit:,} with its answer: shorten it")
 
-# %% ../nbs/07_chat.ipynb #f253d496
+# %% ../nbs/07_chat.ipynb #943cb9f5
 def _content(message, tokenizer, sees):
-    text = plain_text(message.text, tokenizer)
-    if not sees: return text
-    return [*(dict(type='image', image=_shown(p)) for p in message.images), dict(type='text', text=text)]
+    if not sees: return plain_text(message.text, tokenizer)
+    return [dict(type='text', text=plain_text(p, tokenizer)) if isinstance(p, str) else dict(type='image', image=_shown(p))
+            for p in message.parts]
 
-# %% ../nbs/07_chat.ipynb #f7f506bc
+# %% ../nbs/07_chat.ipynb #fe70e39f
 @patch
 def _limit(self: LocalChat) -> int:
     "Tokens that prompt and answer may have together."
@@ -162,7 +180,7 @@ def _limit(self: LocalChat) -> int:
     longest = getattr(model.config.get_text_config(), 'max_position_embeddings', 1 << 20)
     return min(longest, getattr(words, 'tokenizer', words).model_max_length)
 
-# %% ../nbs/07_chat.ipynb #a5d63dfb
+# %% ../nbs/07_chat.ipynb #41dfc015
 class Row(NamedTuple):
     "One answer to write."
     inputs: dict
@@ -170,7 +188,7 @@ class Row(NamedTuple):
     seed: int       # as the caller sees it
     noise: int      # seed of its noise
 
-# %% ../nbs/07_chat.ipynb #77ea93b2
+# %% ../nbs/07_chat.ipynb #89063abc
 @patch
 def _part(self: LocalChat, rows, start, halt, temperature, stop, pieces):
     "Write one batch; if memory runs out, its halves."
@@ -185,7 +203,7 @@ def _part(self: LocalChat, rows, start, halt, temperature, stop, pieces):
     return [Completion(text=text, tokens_in=row.inputs['input_ids'].shape[1], tokens_out=count, finish_reason=reason, seed=row.seed,
                        seconds=time.perf_counter() - start) for row, (text, count, reason) in zip(rows, written, strict=True)]
 
-# %% ../nbs/07_chat.ipynb #f4809404
+# %% ../nbs/07_chat.ipynb #576e4004
 @patch
 def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens, stop, pieces=None):
     "All answers, in the chat's thread."
@@ -204,12 +222,12 @@ def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens,
         if halt.is_set(): break
     return answers if temperature else [copies(a[0], n) for a in answers]
 
-# %% ../nbs/07_chat.ipynb #7c8e68b7
+# %% ../nbs/07_chat.ipynb #91456962
 def _noise(seed, messages):
     "Seed of one answer's noise: different questions draw different noise."
-    return derive_seed(seed, *((m.role, m.text, *(p.sha256 for p in m.images)) for m in messages))
+    return derive_seed(seed, *((m.role, m.text, *(p.sha256 for p in m.images), *m.order) for m in messages))
 
-# %% ../nbs/07_chat.ipynb #eadadba3
+# %% ../nbs/07_chat.ipynb #632905e0
 @patch
 async def _write(self: LocalChat, conversations, n, seed, **how):
     halt = threading.Event()
@@ -219,7 +237,7 @@ async def _write(self: LocalChat, conversations, n, seed, **how):
 @patch
 def _start(self: LocalChat, *args, **how): return asyncio.get_running_loop().run_in_executor(self.thread, partial(self._run, *args, **how))
 
-# %% ../nbs/07_chat.ipynb #e26e1c64
+# %% ../nbs/07_chat.ipynb #16cbc124
 @patch
 async def _stream(self: LocalChat, messages, seed, stop, **how):
     loop, queue, halt = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
@@ -239,7 +257,7 @@ async def _stream(self: LocalChat, messages, seed, stop, **how):
         yield last
     finally: halt.set()
 
-# %% ../nbs/07_chat.ipynb #018d6ba5
+# %% ../nbs/07_chat.ipynb #162e2c3a
 SENTENCES = [   # error, its code if it matters, kind, sentence; the first that fits counts
     ((openai.APITimeoutError, TimeoutError), '', 'timeout', '{server} took too long: allow more seconds or fewer tokens'),
     (openai.APIConnectionError, '', 'network', 'no chat server answers at {server}: start it, or correct `server` in settings.ini'),
@@ -254,7 +272,7 @@ SENTENCES = [   # error, its code if it matters, kind, sentence; the first that 
 ]
 PASSING = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, TimeoutError)     # worth another try
 
-# %% ../nbs/07_chat.ipynb #6b27b149
+# %% ../nbs/07_chat.ipynb #8a4c58d2
 def server_failure(
     error: Exception,
     server: str,    # base URL
@@ -267,12 +285,12 @@ def server_failure(
     return Failure(kind=kind, message=sentence.format(server=server, model=model, key=key, said=said, status=status),
                    transient=isinstance(error, PASSING) and kind != 'refused', retry_after=_pause(error))
 
-# %% ../nbs/07_chat.ipynb #f7ed2b6b
+# %% ../nbs/07_chat.ipynb #239c0653
 def _pause(error):
     try: return float(error.response.headers['retry-after'])
     except (AttributeError, KeyError, ValueError): return None      # no answer, no header, or a date
 
-# %% ../nbs/07_chat.ipynb #bf905c3b
+# %% ../nbs/07_chat.ipynb #a8b9ec2c
 class ServerChat(Chat):
     "A model behind any OpenAI-compatible server."
     def __init__(self,
@@ -310,7 +328,14 @@ class ServerChat(Chat):
         except (httpx.HTTPError, httpx.InvalidURL): return SENTENCES[1][-1].format(server=self.server)
         if status in (401, 403): return f'{self.server} asks for a key: put one into the environment variable {self.key_name}'
 
-# %% ../nbs/07_chat.ipynb #6ba2b28d
+# %% ../nbs/07_chat.ipynb #dab9cb89
+@patch
+def __reduce__(self: ServerChat):
+    "Pickled without its connections: another process opens its own."
+    return ServerChat, (self.server, self.model, self.key_name, self.max_tokens, self.temperature, self.workers, self.seconds,
+                        self.retries, self.price_in, self.price_out)
+
+# %% ../nbs/07_chat.ipynb #f8b5564e
 def shares(
     total: int,
     sizes: list[int],
@@ -319,7 +344,7 @@ def shares(
     so_far = [0, *accumulate(s or 1 for s in sizes)]
     return [round(total*b/so_far[-1]) - round(total*a/so_far[-1]) for a, b in pairwise(so_far)]
 
-# %% ../nbs/07_chat.ipynb #da285d9e
+# %% ../nbs/07_chat.ipynb #5ed3d043
 @patch
 def _body(self: ServerChat, messages, seed, temperature, max_tokens, stop, **more):
     turns = [dict(role=m.role, content=_sent(m)) for m in messages]
@@ -328,9 +353,10 @@ def _body(self: ServerChat, messages, seed, temperature, max_tokens, stop, **mor
 
 def _sent(message):
     if not message.images: return message.text
-    return [*(dict(type='image_url', image_url=dict(url=p.data_uri())) for p in message.images), dict(type='text', text=message.text)]
+    return [dict(type='text', text=p) if isinstance(p, str) else dict(type='image_url', image_url=dict(url=p.data_uri()))
+            for p in message.parts]
 
-# %% ../nbs/07_chat.ipynb #1c0ea272
+# %% ../nbs/07_chat.ipynb #2613f76d
 @patch
 def _completion(self: ServerChat, text, reason, read, written, seed, start) -> Completion | Failure:
     seconds, cost = time.perf_counter() - start, (read*self.price_in + written*self.price_out)/1e6
@@ -339,7 +365,7 @@ def _completion(self: ServerChat, text, reason, read, written, seed, start) -> C
     return Completion(text=text, tokens_in=read, tokens_out=written, finish_reason=reason or 'stop', seed=seed,
                       cost=cost, seconds=seconds)
 
-# %% ../nbs/07_chat.ipynb #b4b227bd
+# %% ../nbs/07_chat.ipynb #830c994a
 @patch
 def _completions(self: ServerChat, reply, seed, start) -> list[Completion | Failure]:
     "What a reply holds. Raises AttributeError or TypeError for what is no chat completion."
@@ -347,10 +373,10 @@ def _completions(self: ServerChat, reply, seed, start) -> list[Completion | Fail
     return [self._completion(text, c.finish_reason, read if i == 0 else 0, out, seed, start)
             for i, (c, text, out) in enumerate(zip(reply.choices, texts, shares(written, [len(t) for t in texts]), strict=True))]
 
-# %% ../nbs/07_chat.ipynb #d088d46d
+# %% ../nbs/07_chat.ipynb #4293f1a1
 def _counted(usage): return (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
 
-# %% ../nbs/07_chat.ipynb #e73d850b
+# %% ../nbs/07_chat.ipynb #f0a968ae
 ANSWERS_BADLY = (openai.OpenAIError, httpx.HTTPError, TimeoutError, AttributeError, TypeError, ValueError)
 
 @patch
@@ -365,7 +391,7 @@ async def _ask(self: ServerChat, messages, n, seed, **how) -> list[Completion | 
     if n > 1 and getattr(error, 'param', None) == 'n': return await self._ask(messages, 1, seed, **how)   # it takes only one
     return [server_failure(error, self.server, self.model, self.key_name)]
 
-# %% ../nbs/07_chat.ipynb #5def34bf
+# %% ../nbs/07_chat.ipynb #6fa57ed9
 @patch
 async def _answers(self: ServerChat, messages, n, seed, **how):
     if not how['temperature']: return copies((await self._ask(messages, 1, seed, **how) or [NOTHING])[0], n)
@@ -374,14 +400,14 @@ async def _answers(self: ServerChat, messages, n, seed, **how):
     more = [self._ask(messages, 1, derive_seed(seed, k), **how) for k in range(len(first), n)]
     return first + [(a or [NOTHING])[0] for a in await asyncio.gather(*more)]
 
-# %% ../nbs/07_chat.ipynb #6ac69433
+# %% ../nbs/07_chat.ipynb #2c1326b9
 NOTHING = Failure(kind='network', transient=True, message='the server sent no answer at all: try again')
 
 @patch
 async def _write(self: ServerChat, conversations, n, seed, **how):  # noqa: F811
     return list(await asyncio.gather(*(self._answers(c, n, seed, **how) for c in conversations)))
 
-# %% ../nbs/07_chat.ipynb #4d58c623
+# %% ../nbs/07_chat.ipynb #b978ba99
 @patch
 async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
     client, limit = self._here()
@@ -399,7 +425,7 @@ async def _stream(self: ServerChat, messages, seed, **how):  # noqa: F811
     if error: yield server_failure(error, self.server, self.model, self.key_name)
     else: yield self._completion(text, reason, *_counted(usage), seed, start)
 
-# %% ../nbs/07_chat.ipynb #66bc651b
+# %% ../nbs/07_chat.ipynb #0e136784
 def chat_from_profile(
     profile,    # from `load_profile`
 ) -> LocalChat | ServerChat:
