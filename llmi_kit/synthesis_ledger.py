@@ -4,7 +4,7 @@
 __all__ = ['Step', 'RESULTS', 'IMAGE_TOKENS', 'Item', 'item_of', 'read_items', 'Ledger', 'Cost', 'cost_of', 'most', 'Budget',
            'Bill']
 
-# %% ../nbs/10_synthesis_ledger.ipynb #15a55753
+# %% ../nbs/10_synthesis_ledger.ipynb #3b941c2c
 import asyncio, json, os, textwrap
 from collections.abc import Iterable
 from contextlib import ExitStack, asynccontextmanager
@@ -20,7 +20,7 @@ from .chat import Completion
 from .picture import Failure
 from .writer import UnusableInput
 
-# %% ../nbs/10_synthesis_ledger.ipynb #907a73c4
+# %% ../nbs/10_synthesis_ledger.ipynb #5233b596
 Step = Literal['write', 'check']    # by the writer, by the second model
 
 class Item(BaseModel):
@@ -41,7 +41,7 @@ class Item(BaseModel):
         "Is there nothing to gain by asking again? So with an answer, or when the provider's policy forbids one."
         return not self.failure or self.failure.kind == 'refused' and 'policy' in self.failure.message
 
-# %% ../nbs/10_synthesis_ledger.ipynb #95dddf6c
+# %% ../nbs/10_synthesis_ledger.ipynb #c62656f4
 def item_of(
     spec: str,
     step: Step,
@@ -52,7 +52,7 @@ def item_of(
     return Item(spec=spec, step=step, text=answer.text, cut=answer.finish_reason == 'length',
                 **{k: getattr(answer, k) for k in ('tokens_in', 'tokens_out', 'cost', 'seconds')})
 
-# %% ../nbs/10_synthesis_ledger.ipynb #ac212812
+# %% ../nbs/10_synthesis_ledger.ipynb #041b9f97
 def read_items(
     file: Path,
 ) -> list[Item]:
@@ -67,7 +67,7 @@ def _item(line, i, file):
     try: return Item.model_validate_json(line)
     except ValueError: raise UnusableInput(f'{file.name}, line {i} is damaged: delete that line, and its request is made again') from None
 
-# %% ../nbs/10_synthesis_ledger.ipynb #fb96c152
+# %% ../nbs/10_synthesis_ledger.ipynb #36a738e9
 RESULTS = ('train.jsonl', 'test.jsonl', 'rejected.jsonl', 'report.html')
 
 class Ledger:
@@ -96,7 +96,7 @@ class Ledger:
 
     def __exit__(self, *_): self.held.close()
 
-# %% ../nbs/10_synthesis_ledger.ipynb #ac08a217
+# %% ../nbs/10_synthesis_ledger.ipynb #a81caa23
 @patch
 def _claim(self: Ledger, file):
     "Write the plan, or compare it."
@@ -114,7 +114,7 @@ def _claim(self: Ledger, file):
         raise UnusableInput(f'{self.folder.name} holds a run with other settings ({k} was {short(there.get(k))} and is '
                             f'{short(self.settings.get(k))}): go on with the old ones, or choose another folder')
 
-# %% ../nbs/10_synthesis_ledger.ipynb #bd6d6a6a
+# %% ../nbs/10_synthesis_ledger.ipynb #c02f5256
 @patch
 def add(self: Ledger, item: Item):
     "Keep a reply, on disk too. Raises UnusableInput if the disk is full."
@@ -125,7 +125,7 @@ def add(self: Ledger, item: Item):
     self.items.append(item)
     if item.settled: self.done[item.spec, item.step] = item
 
-# %% ../nbs/10_synthesis_ledger.ipynb #80f0002d
+# %% ../nbs/10_synthesis_ledger.ipynb #82a398a1
 class Cost(BaseModel):
     "What requests took, added up."
     model_config = ConfigDict(frozen=True)
@@ -140,10 +140,10 @@ def cost_of(items: Iterable[Item]) -> Cost:
     "The sum over replies."
     items = list(items)
     total = lambda field: sum(getattr(i, field) for i in items)
-    return Cost(calls=len(items), failures=sum(bool(i.failure) for i in items), tokens_in=total('tokens_in'), tokens_out=total('tokens_out'),
-                usd=total('cost'), seconds=total('seconds'))
+    return Cost(calls=len(items), failures=sum(bool(i.failure) for i in items), tokens_in=total('tokens_in'),
+                tokens_out=total('tokens_out'), usd=total('cost'), seconds=total('seconds'))
 
-# %% ../nbs/10_synthesis_ledger.ipynb #73fa90a0
+# %% ../nbs/10_synthesis_ledger.ipynb #0972e2c8
 IMAGE_TOKENS = 2000     # at most, for a picture of 1024 x 1024 px: common servers count 300 to 1,600
 
 def most(
@@ -155,7 +155,7 @@ def most(
     prices = getattr(chat, 'price_in', 0.), getattr(chat, 'price_out', 0.)
     return (read*prices[0] + chat.max_tokens*prices[1])/1e6 if any(prices) else 0.
 
-# %% ../nbs/10_synthesis_ledger.ipynb #9740c9f3
+# %% ../nbs/10_synthesis_ledger.ipynb #63779f8a
 class Budget:
     "USD and calls that may be spent, over all runs of a ledger."
     def __init__(self, ledger: Ledger, max_cost: float | None = None, max_calls: int | None = None):
@@ -185,7 +185,7 @@ class Budget:
             self.usd, self.out, self.calls = self.usd - worst + bill.usd, self.out - 1, self.calls - (not bill.made)
             self.back.notify_all()
 
-# %% ../nbs/10_synthesis_ledger.ipynb #30dde04e
+# %% ../nbs/10_synthesis_ledger.ipynb #b237e6ab
 @dataclass
 class Bill:
     "One call of a budget."
