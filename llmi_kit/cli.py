@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'ProfileName', 'Inputs', 'Seed', 'PICTURES', 'data', 'serve', 'Gpus', 'KeyEnv', 'Batch', 'spread',
-           'generate', 'render', 'check', 'doctor', 'serve_images', 'main']
+           'generate', 'render', 'check', 'embedded', 'score', 'doctor', 'serve_images', 'main']
 
-# %% ../nbs/30_cli.ipynb #05d18d13
+# %% ../nbs/30_cli.ipynb #210e2d38
 import asyncio, os, platform, sys, time
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -17,7 +17,7 @@ import typer
 from . import __version__
 from .config import SettingsError, load_profile, settings_file
 
-# %% ../nbs/30_cli.ipynb #76a22167
+# %% ../nbs/30_cli.ipynb #67241d86
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Illustrated answers: a language model writes, four tools make the pictures.')
 
@@ -26,25 +26,26 @@ ProfileName = Annotated[str | None, typer.Option('--profile', help='A section of
 Inputs = Annotated[list[Path] | None, typer.Option('--inputs', metavar='IMG ...', help='Pictures that come with the question.')]
 Seed = Annotated[int, typer.Option('--seed', help='Same seed, same answer.', min=0)]
 
-# %% ../nbs/30_cli.ipynb #3cae491d
+# %% ../nbs/30_cli.ipynb #6a0f91f0
 def _leave(message, code):
     typer.echo(f'llmi: {message}', err=True)
     raise typer.Exit(code)
 
-# %% ../nbs/30_cli.ipynb #3cfeb715
+# %% ../nbs/30_cli.ipynb #9000436b
 @contextmanager
 def _manners(out: Path | None = None):
+    from llmi_kit.data import DataError
     from llmi_kit.writer import UnusableInput
     try:
         if out is not None: _writable(out)
         yield
-    except (SettingsError, UnusableInput) as e: _leave(e, 2)
+    except (DataError, SettingsError, UnusableInput) as e: _leave(e, 2)
     except KeyboardInterrupt: _leave('stopped', 130)
     except OSError as e:
         if out is None or not str(e.filename or '').startswith(str(out)): raise
         _leave(f'the report could not be written to {out}: {e.strerror}', 1)
 
-# %% ../nbs/30_cli.ipynb #20c2d46b
+# %% ../nbs/30_cli.ipynb #4c2523cf
 def _writable(out):
     "Can a report be put here? Nothing is made yet: a mistake further on should leave no empty folder."
     from llmi_kit.writer import UnusableInput
@@ -52,7 +53,7 @@ def _writable(out):
     if not there.is_dir(): raise UnusableInput(f'--out {out} can not be a folder for the report: {there.name} is a file')
     if not os.access(there, os.W_OK): raise UnusableInput(f'--out {out} is not writable: choose another folder')
 
-# %% ../nbs/30_cli.ipynb #b7efceae
+# %% ../nbs/30_cli.ipynb #0d146a0d
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.gif')
 
 def spread(
@@ -66,7 +67,7 @@ def spread(
         taking = word == '--inputs' or taking and (more or out[-2:-1] == ['--inputs'])
     return out
 
-# %% ../nbs/30_cli.ipynb #50efb6f0
+# %% ../nbs/30_cli.ipynb #24ab56f0
 def _summary(document, report):
     "What a user wants to know after a run: where the report is, and what failed."
     from llmi_kit.picture import Failure
@@ -75,13 +76,13 @@ def _summary(document, report):
     for i, tag in enumerate(document.tags, 1):
         if isinstance(tag.result, Failure): typer.echo(f'  picture {i} ({tag.source or "?"}) failed, {tag.result}')
 
-# %% ../nbs/30_cli.ipynb #b5eca805
+# %% ../nbs/30_cli.ipynb #f25d6d59
 def _write(document, out, **facts):
     from llmi_kit.report import write_report
     report = write_report(document, out, date=datetime.now().astimezone(), **facts)
     _summary(document, report)
 
-# %% ../nbs/30_cli.ipynb #888876f2
+# %% ../nbs/30_cli.ipynb #881a07ed
 @app.command()
 def generate(
     question: Annotated[str, typer.Argument(help='What you want to know.')],
@@ -100,7 +101,7 @@ def generate(
         if done.failure: _leave(f'no answer was written ({done.failure})', 1)
         _write(done.document, out, question=question, model=settings.backbone, seconds=time.perf_counter() - started)
 
-# %% ../nbs/30_cli.ipynb #0e0c8d1c
+# %% ../nbs/30_cli.ipynb #0c1784d4
 def _answer(file, inputs):
     "A document from an answer file: Markdown with tags, or a document.json of ours."
     from llmi_kit.document import Document, parse
@@ -115,7 +116,7 @@ def _answer(file, inputs):
     pictures = read_inputs(inputs)
     return parse(text, len(pictures)).model_copy(update=dict(inputs=pictures))
 
-# %% ../nbs/30_cli.ipynb #22d97c8e
+# %% ../nbs/30_cli.ipynb #1f1c0230
 @app.command()
 def render(
     answer_file: Annotated[Path, typer.Argument(metavar='ANSWER_FILE', help='Markdown with tags, a document.json, or - for stdin.')],
@@ -130,26 +131,76 @@ def render(
             document = asyncio.run(resolve(document, toolkit, inputs=document.inputs, seed=seed, progress=True))
         _write(document, out)
 
-# %% ../nbs/30_cli.ipynb #ebbd29e4
+# %% ../nbs/30_cli.ipynb #5b592a39
 data = typer.Typer(no_args_is_help=True, help='Prompts to train and to test on.')
 app.add_typer(data, name='data')
-
-@data.callback()
-def _data(): "Keeps `check` a command of its own while there is only one."
 
 @data.command()
 def check(file: Annotated[Path, typer.Argument(metavar='ROWS', help='.parquet or .jsonl')]):
     "List every bad row of a file with its reason, and what the good ones ask for."
-    from llmi_kit.data import DataError, check as look, mix
-    try: rows, problems = look(file)
-    except DataError as e: _leave(e, 2)
+    from llmi_kit.data import check as look, mix
+    with _manners(): rows, problems = look(file)
     for number, reason in problems: typer.echo(f'row {number}: {reason}')
     typer.echo(f'{len(rows)} good rows, {len({p.number for p in problems})} bad')
     for name, counts in mix(rows).items():
         typer.echo(f"{name:10} {', '.join(f'{k} {v}' for k, v in counts.most_common(12))}")
     if problems: raise typer.Exit(1)
 
-# %% ../nbs/30_cli.ipynb #7031aa56
+# %% ../nbs/30_cli.ipynb #197ba400
+@data.command()
+def embedded(
+    out: Annotated[Path, typer.Option('--out', help='.parquet or .jsonl')],
+    split: Annotated[str, typer.Option(help='train or test')] = 'train',
+    n: Annotated[int | None, typer.Option('--n', help='How many; left out: all.', min=1)] = None,
+    seed: Annotated[int, typer.Option(help='Same seed, same rows.', min=0)] = 0,
+):
+    "Write the rows that the embedded tools can answer, to look at, to train on or to score against."
+    from llmi_kit.data import DataError, save_rows
+    from llmi_kit.prompts import embedded_rows
+    with _manners():
+        if split not in ('train', 'test'): raise DataError(f"--split is train or test, not '{split}'")
+        if out.suffix not in ('.parquet', '.jsonl'): raise DataError(f'--out {out.name} ends in neither .parquet nor .jsonl')
+        if not out.absolute().parent.is_dir(): raise DataError(f'there is no folder {out.parent}: make it first')
+        rows = embedded_rows(split, n, seed)
+        save_rows(rows, out)
+    typer.echo(f'{out}  ({len(rows)} rows)')
+
+# %% ../nbs/30_cli.ipynb #1eeb223e
+def _said(entries, out):
+    "Means, and why some rewards are missing."
+    from collections import Counter
+    from llmi_kit.reward import summary
+    for name, value in summary([e.reward for e in entries]).items(): typer.echo(f'{name:18} {value:.3f}'.removesuffix('.000'))
+    missing = Counter(why for e in entries if e.reward.value is None for why in e.reward.missing)
+    for why, n in missing.most_common(5): typer.echo(f'{n} without a reward: {why}')
+    typer.echo(out/'scores.jsonl')
+
+# %% ../nbs/30_cli.ipynb #725f2348
+@app.command()
+def score(
+    answers: Annotated[Path, typer.Argument(metavar='ANSWERS', help="JSON lines with 'answer', and 'row' (a number) or 'question'.")],
+    rows: Annotated[Path, typer.Option('--rows', help='What they answer: .parquet or .jsonl.')],
+    out: Annotated[Path, typer.Option('--out', help='Folder for scores.jsonl and summary.json.')],
+    profile: ProfileName = None, seed: Seed = 0,
+    variant: Annotated[str, typer.Option(help='default, or reference: as the official release counts')] = 'default',
+    weights: Annotated[str, typer.Option(help='llm or mllm: what kind of model wrote the answers')] = 'llm',
+):
+    "Make the pictures of answers, judge them, and write down what each is worth. Run it again to go on."
+    from llmi_kit.data import DataError, load_rows
+    from llmi_kit.scorer import Scorer
+    from llmi_kit.scoring import read_answers, score_answers
+    with _manners(out):
+        if variant not in ('default', 'reference'): raise DataError(f"--variant is default or reference, not '{variant}'")
+        if weights not in ('llm', 'mllm'): raise DataError(f"--weights is llm or mllm, not '{weights}'")
+        asked = load_rows(rows)
+        found = read_answers(answers, asked)
+        with Scorer(load_profile(profile), weights, variant, seed) as scorer:
+            if missing := next(filter(None, scorer.judges.ready().values()), None): raise DataError(missing)
+            entries = asyncio.run(score_answers(found, asked, scorer, out, progress=True))
+    _said(entries, out)
+    if all(e.reward.value is None for e in entries): raise typer.Exit(1)
+
+# %% ../nbs/30_cli.ipynb #5f496ab8
 def _hardware():
     import torch
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -157,7 +208,7 @@ def _hardware():
     gpu = ', '.join(f'{g.name} {g.total_memory / 2**30:.0f} GB' for g in gpus) or 'no GPU'
     return f'{os.cpu_count()} cores, {memory:.0f} GB memory, {gpu}, {platform.system()} {platform.release()}'
 
-# %% ../nbs/30_cli.ipynb #cacfb642
+# %% ../nbs/30_cli.ipynb #3838c151
 def _versions():
     def of(name):
         try: return f'{name} {version(name)}'
@@ -165,10 +216,10 @@ def _versions():
     names = 'torch transformers peft trl bitsandbytes diffusers openai nbdev'
     return f'llmi_kit {__version__}, Python {platform.python_version()}, ' + ', '.join(of(n) for n in names.split())
 
-# %% ../nbs/30_cli.ipynb #058ded3f
+# %% ../nbs/30_cli.ipynb #d1cc4e66
 def _line(name, missing): typer.echo(f"{name:10} {'ready' if missing is None else 'missing: ' + missing}")
 
-# %% ../nbs/30_cli.ipynb #e57543f6
+# %% ../nbs/30_cli.ipynb #c505f7aa
 def _memory(settings):
     "What the profile puts on a GPU, with licences, and whether it fits."
     import torch
@@ -179,7 +230,7 @@ def _memory(settings):
         gb = '      ?' if need.gb is None else f'{need.gb:4.1f} GB'
         typer.echo(f"{'':10} {gb} {need.what}{f': {need.model}' if need.model else ''}{f' ({need.licence})' if need.licence else ''}")
 
-# %% ../nbs/30_cli.ipynb #b66773ff
+# %% ../nbs/30_cli.ipynb #8c077e65
 @app.command()
 def doctor(profile: ProfileName = None):
     "Say what this profile needs, what is ready here, and how to get what is missing."
@@ -197,8 +248,11 @@ def doctor(profile: ProfileName = None):
         with Writer.from_profile(settings) as writer:
             _line('writer', writer.chat.ready())
             for name, missing in writer.toolkit.ready().items(): _line(name, missing)
+        from llmi_kit.judges import Judges
+        judges = Judges.from_profile(settings).ready()
+        for name, reads in dict(llm_judge='text', mllm_judge='pictures').items(): _line(name, judges[reads])
 
-# %% ../nbs/30_cli.ipynb #1c22a9ab
+# %% ../nbs/30_cli.ipynb #c923ea63
 serve = typer.Typer(no_args_is_help=True, help='Serve a model to others over HTTP.')
 app.add_typer(serve, name='serve')
 
@@ -206,7 +260,7 @@ Gpus = Annotated[str, typer.Option(help='A model process on each: 0,1. Left out:
 KeyEnv = Annotated[str, typer.Option(help='Environment variable that holds the API key clients must send.', metavar='NAME')]
 Batch = Annotated[int, typer.Option(help='Pictures in one pipeline call, at most; 0: 4 on a GPU, 1 on a processor.', min=0, max=64)]
 
-# %% ../nbs/30_cli.ipynb #37b3b5e3
+# %% ../nbs/30_cli.ipynb #0b1977a7
 @serve.command('images')
 def serve_images(
     model: Annotated[str, typer.Option(help='Folder in the diffusers layout, or hub name.')],
@@ -222,7 +276,7 @@ def serve_images(
         try: run(model, gpus, host, port, key_env, batch, queue, max_side, typer.echo)
         except CanNotServe as e: _leave(e, e.code)
 
-# %% ../nbs/30_cli.ipynb #b1f4bc27
+# %% ../nbs/30_cli.ipynb #0791f917
 def main():
     "The `llmi` command."
     sys.argv[1:] = spread(sys.argv[1:])
