@@ -34,11 +34,11 @@ def write(brief, rng, fault):
     number = int(fixed[1]) if fixed else -1 if 'no pictures at all' in said else 99 if 'leaves open' in said else 0
     if fault == 'wrong_tool': tools = ['diffusion'] if tools != ['diffusion'] else ['search']
     if fault == 'wrong_number': number = 5 if number != 5 else 1
+    if fault == 'repeat': rng = random.Random(0)    # out of ideas: the same words for the same wish
     years = rng.sample(range(1950, 2020), 4)
     data = ', '.join(f'{y}: {rng.randint(2, 900)}' for y in sorted(years)) if fault != 'no_data' else 'you know the figures'
     parts = [rng.choice(SAYS[t]).format(t=topic, d=data) for t in tools] or [f'Something in words about {topic}']
-    text = rng.choice(OPENINGS).format(v=voice, t=topic) + ', '.join(parts) + f'. {rng.choice(ENDS)} {number_words(number)}'.rstrip()
-    if fault == 'repeat': text = f'Please tell me about {topic} with a photo, an imagined drawing and a chart: 1, 2, 3, 4.'
+    text = rng.choice(OPENINGS).format(v=voice if fault != 'repeat' else 'a friend', t=topic) + ', '.join(parts) + f'. {rng.choice(ENDS)} {number_words(number)}'.rstrip()
     if fault == 'tool_named': text += ' Use matplotlib.'
     if fault == 'script': text = 'Расскажите об этом, пожалуйста: 10, 20, 30, 40.'
     if fault == 'garbage': return 'Of course! What kind of question would you like?'
