@@ -317,7 +317,9 @@ class ServerChat(Chat):
         "Client and limit of the running event loop."
         loop = asyncio.get_running_loop()
         if loop not in self.clients:
-            client = openai.AsyncOpenAI(base_url=self.server, api_key=self._secret(), max_retries=self.retries, timeout=self.seconds)
+            link = openai.DefaultAsyncHttpxClient(timeout=self.seconds)     # openai's own complains when its loop has ended before it
+            client = openai.AsyncOpenAI(base_url=self.server, api_key=self._secret(), max_retries=self.retries, timeout=self.seconds,
+                                        http_client=link)
             self.clients[loop] = client, asyncio.Semaphore(self.workers)
         return self.clients[loop]
 

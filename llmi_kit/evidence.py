@@ -4,7 +4,7 @@
 __all__ = ['CONTROL', 'SURROGATE', 'MOST_PIXELS', 'MOST_FULL', 'ORIENTATION', 'code_for', 'harmless', 'Evidence', 'evidence',
            'pixel_cap', 'shrunk', 'sendable']
 
-# %% ../nbs/10_evidence.ipynb #6215c79a
+# %% ../nbs/10_evidence.ipynb #791eff2f
 import io, re
 from hashlib import sha256
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from .document import Document
 from .picture import MIMES, Picture
 from .verdict import Reads
 
-# %% ../nbs/10_evidence.ipynb #ebc095f6
+# %% ../nbs/10_evidence.ipynb #d5f22103
 def code_for(*texts: str) -> str:
     "Twelve characters that stand in none of the texts; the same for the same texts."
     told, code = '\0'.join(texts), ''
@@ -24,26 +24,26 @@ def code_for(*texts: str) -> str:
         code = sha256(f'{code}\0{told}'.encode('utf-8', 'surrogatepass')).hexdigest()[:12]
     return code
 
-# %% ../nbs/10_evidence.ipynb #cd5f8286
+# %% ../nbs/10_evidence.ipynb #99b1f279
 # picture and turn marks of Qwen, Llama, LLaVA, Mistral, Gemma, InternVL, Phi and DeepSeek
 CONTROL = re.compile(
     r'<(?!/?imgen>)([|｜][^<>\n]{0,60}[|｜]'
     r'|/?[\w-]{0,30}(?:image|img|vision|video|audio)[\w-]{0,30}(?:\s?\d{1,3})?/?'
     r'|/?s|/?[bep]os|pad|unk|/?\w{0,9}_of_\w{0,9})>'
-    r'|\[(/?(?:IMG|INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w{0,9})[A-Z_]{0,9})\]', re.I)
+    r'|\[(/?(?:IMG(?:_BREAK|_END)?|INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)))\]', re.I)
 SURROGATE = re.compile('[\ud800-\udfff]')
 
 def harmless(text: str) -> str:
     "The text, its control marks shown with other brackets; what no UTF-8 can carry is replaced."
     return CONTROL.sub(lambda m: f'‹{m[1] or m[2]}›', SURROGATE.sub('\ufffd', text))
 
-# %% ../nbs/10_evidence.ipynb #c0e099d1
+# %% ../nbs/10_evidence.ipynb #5dfb231e
 class Evidence(NamedTuple):
     "What lies before a judge."
     code: str                       # in every mark of ours
     parts: list[str | Picture]      # texts and pictures, as they alternate
 
-# %% ../nbs/10_evidence.ipynb #68c31f89
+# %% ../nbs/10_evidence.ipynb #4721af75
 class _Shown:
     "Names pictures as they come."
     def __init__(self): self.names, self.count = {}, {}
@@ -55,20 +55,20 @@ class _Shown:
         if first != name: return [mark(f'{name} is the same as {first}')]
         return [mark(f'{name} follows'), picture, '\n']
 
-# %% ../nbs/10_evidence.ipynb #b5b9adf5
+# %% ../nbs/10_evidence.ipynb #ca44fd5c
 def _with_pictures(document, mark, shown):
     for part in document.text_and_tags():
         if isinstance(part, str): yield harmless(part)
         elif isinstance(part.result, Picture): yield from shown(part.result, 'picture', mark)
         else: yield mark('a picture is missing here: it was asked for, and could not be made')
 
-# %% ../nbs/10_evidence.ipynb #eb8c8815
+# %% ../nbs/10_evidence.ipynb #3233b06b
 def _given(pictures, reads, mark, shown):
     if reads == 'pictures': return [part for p in pictures for part in shown(p, 'given picture', mark)]
     many = '1 picture' if len(pictures) == 1 else f'{len(pictures)} pictures'
     return [mark(f'{many} came with the question; you do not see them; img_index counts them first')] if pictures else []
 
-# %% ../nbs/10_evidence.ipynb #353287a9
+# %% ../nbs/10_evidence.ipynb #21259ad1
 def evidence(
     document: Document,     # with its pictures, if the judge looks at them
     row: Row,
@@ -83,7 +83,7 @@ def evidence(
              *_given(given, reads, mark, shown), mark('the answer begins'), *answer, mark('the answer ends')]
     return Evidence(code, _joined(parts))
 
-# %% ../nbs/10_evidence.ipynb #8e5a66b6
+# %% ../nbs/10_evidence.ipynb #e1e46de1
 def _joined(parts):
     "Neighbouring texts as one."
     joined = []
@@ -92,7 +92,7 @@ def _joined(parts):
         else: joined.append(part)
     return joined
 
-# %% ../nbs/10_evidence.ipynb #982834c3
+# %% ../nbs/10_evidence.ipynb #a0b2186d
 MOST_PIXELS = 784_000   # a picture; the reference's cap
 MOST_FULL = 10          # pictures of that size in one request; more share their pixels
 
@@ -100,7 +100,7 @@ def pixel_cap(pictures: int) -> int:
     "Pixels that each of so many different pictures may have."
     return MOST_PIXELS * MOST_FULL // max(pictures, MOST_FULL)
 
-# %% ../nbs/10_evidence.ipynb #a58646cc
+# %% ../nbs/10_evidence.ipynb #5c2b3964
 ORIENTATION = 0x0112    # EXIF: many servers don't turn a picture that asks for it
 
 def _as_it_is(picture, cap):
@@ -108,14 +108,14 @@ def _as_it_is(picture, cap):
     with Image.open(io.BytesIO(picture.data)) as im:
         return 'A' not in im.getbands() and 'transparency' not in im.info and im.getexif().get(ORIENTATION, 1) == 1
 
-# %% ../nbs/10_evidence.ipynb #731d0f1f
+# %% ../nbs/10_evidence.ipynb #78d17f0a
 def _opaque(image):
     "On white, as a page shows it; a server may put black behind."
     if 'A' not in image.getbands() and 'transparency' not in image.info: return image.convert('RGB')
     image = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
-# %% ../nbs/10_evidence.ipynb #653521dd
+# %% ../nbs/10_evidence.ipynb #e429f385
 def shrunk(
     picture: Picture,
     cap: int,       # pixels
@@ -131,7 +131,7 @@ def shrunk(
     image.resize((w, h), Image.Resampling.LANCZOS).save(buffer, 'JPEG', quality=95, subsampling=0)
     return Picture(data=buffer.getvalue(), mime=MIMES['JPEG'], width=w, height=h, origin=picture.origin)
 
-# %% ../nbs/10_evidence.ipynb #23e7df22
+# %% ../nbs/10_evidence.ipynb #d91f78fc
 def sendable(
     parts: list[str | Picture],
 ) -> list[str | Picture]:

@@ -3,16 +3,15 @@
 # %% auto #0
 __all__ = ['POLL', 'Slots']
 
-# %% ../nbs/10_slots.ipynb #bacd4af7
-import asyncio, random
+# %% ../nbs/10_slots.ipynb #a2556de9
+import asyncio, fcntl, os, random
 from contextlib import asynccontextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
 
-# %% ../nbs/10_slots.ipynb #73bedf60
+# %% ../nbs/10_slots.ipynb #880cca49
 POLL = .02      # seconds between two looks for a free slot, while other processes hold them all
 
 class Slots:
@@ -30,7 +29,7 @@ class Slots:
         "Limit and door of the running event loop."
         return self.here.setdefault(asyncio.get_running_loop(), (asyncio.Semaphore(self.n), asyncio.Lock()))
 
-# %% ../nbs/10_slots.ipynb #c7687897
+# %% ../nbs/10_slots.ipynb #d8275473
 @patch
 @asynccontextmanager
 async def __call__(self: Slots):
@@ -40,26 +39,30 @@ async def __call__(self: Slots):
         lock = await self._taken(door)
         try: yield
         finally:
-            if lock: lock.release()
+            if lock is not None: _release(lock)
 
-# %% ../nbs/10_slots.ipynb #dd9356e1
+# %% ../nbs/10_slots.ipynb #315ba5ea
 @patch
 async def _taken(self: Slots, door):
-    "The lock of a free slot; waits for one."
+    "The lock of a free slot (a file descriptor); waits for one. None without a folder that can be used."
     async with door:
         while self.folder:
             try:
-                if lock := self._free(): return lock
+                if (lock := self._free()) is not None: return lock
             except OSError: return None
             await asyncio.sleep(POLL * random.uniform(.5, 1.5))
 
-# %% ../nbs/10_slots.ipynb #64361cc6
+# %% ../nbs/10_slots.ipynb #8816b425
 @patch
 def _free(self: Slots):
     "The lock of a slot that is free now, or None."
     self.folder.mkdir(parents=True, exist_ok=True)
-    for i in random.sample(range(self.n), self.n):
-        lock = FileLock(self.folder/f'{i}.lock', thread_local=False)
-        try: lock.acquire(blocking=False)
-        except Timeout: continue
-        return lock
+    for i in random.sample(range(self.n), self.n):      # flock itself: 6 us a look, and 150 us through filelock
+        lock = os.open(self.folder/f'{i}.lock', os.O_RDWR | os.O_CREAT, 0o666)
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: os.close(lock)
+        else: return lock
+
+def _release(lock):
+    fcntl.flock(lock, fcntl.LOCK_UN)    # a process forked meanwhile has the descriptor too: closing ours would not free it
+    os.close(lock)
