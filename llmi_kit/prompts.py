@@ -5,7 +5,7 @@ __all__ = ['DRAWN', 'SIDE', 'WHICH', 'SHARES', 'pools', 'kept_back', 'Wish', 'ph
            'given_photo', 'Asked', 'joined', 'combined', 'suits', 'constrained', 'prompt_row', 'facts', 'ways',
            'embedded_rows', 'reference_answer', 'with_credits']
 
-# %% ../nbs/10_prompts.ipynb #d8e6ddea
+# %% ../nbs/10_prompts.ipynb #0d75bdaf
 import io, json, random, re
 from functools import cache
 from typing import Literal, NamedTuple
@@ -17,24 +17,24 @@ from .picture import Origin, Picture
 from .questions import AFTER, AGAIN, BEFORE, IT, MAKERS, Source, ask, capital, chart, chart_code, edit, scatter, tag
 from .tools.photos import open_photo, shipped
 
-# %% ../nbs/10_prompts.ipynb #7daf2bec
+# %% ../nbs/10_prompts.ipynb #a3810d65
 @cache
 def pools() -> dict:
     "Words and wordings that this set has besides those of `llmi_kit.questions`, as `{'train': [...], 'heldout': [...]}`."
     return json.loads(asset('prompts.json').read_text(encoding='utf-8'))
 
-# %% ../nbs/10_prompts.ipynb #123415ea
+# %% ../nbs/10_prompts.ipynb #8c9face7
 def kept_back() -> list[str]:
     "Photographs that only the test rows ask for or bring along."
     return [photo for photo, names in pools()['subjects'].items() if not names['train']]
 
-# %% ../nbs/10_prompts.ipynb #7f50aebd
+# %% ../nbs/10_prompts.ipynb #1853b1c2
 class Wish(NamedTuple):
     "One picture that a question asks for."
     facts: dict             # what a right answer shows: plain JSON
     slots: dict[str, str]   # words for the question
 
-# %% ../nbs/10_prompts.ipynb #984efdb1
+# %% ../nbs/10_prompts.ipynb #032fb15a
 def _photos_for(s: Source) -> list[str]:
     "Photographs that this split may bring along or tell about."
     return [i for i, names in pools()['subjects'].items() if bool(names['train']) == (s.split == 'train')]
@@ -49,7 +49,7 @@ def _sentences(s: Source, id: str) -> list[str]:
     "Two or three facts about a photograph."
     return s.rng.sample([f for f in s.photos[id]['facts'] if not _NAMED.search(f)], s.rng.choice([2, 3]))
 
-# %% ../nbs/10_prompts.ipynb #b3d55f4a
+# %% ../nbs/10_prompts.ipynb #4c8aa792
 def photo(
     s: Source,
     noted: bool = False,    # with sentences about it
@@ -61,7 +61,7 @@ def photo(
     slots = dict(s=asked) | (dict(notes=' '.join(notes)) if notes else {})
     return Wish(dict(source='search', subject=_bare(asked), photo=found, notes=notes), slots)
 
-# %% ../nbs/10_prompts.ipynb #188a40e9
+# %% ../nbs/10_prompts.ipynb #88c05561
 def numbers(
     s: Source,
     kind: str,  # bar, barh, line, pie or scatter
@@ -73,7 +73,7 @@ def numbers(
     if kind == 'scatter': unit, x_unit, thing = f"{words['y']} ({unit})", f"{words['x']} ({words['x_unit']})", words['y']
     return Wish(dict(source='code', chart=kind, title=part.heading, thing=thing, unit=unit, x_unit=x_unit, **part.facts), words)
 
-# %% ../nbs/10_prompts.ipynb #817f9cdd
+# %% ../nbs/10_prompts.ipynb #a428a25d
 DRAWN = dict(plain=.35, coloured=.45, pair=.2)      # shares; pairs are what the model draws worst
 
 def _scene(s):
@@ -81,7 +81,7 @@ def _scene(s):
         scene = scene_of(s.rng.choices(list(DRAWN), DRAWN.values())[0], catalogue(), s.rng)
         if heldout(scene) == (s.split == 'heldout'): return scene
 
-# %% ../nbs/10_prompts.ipynb #11a64fce
+# %% ../nbs/10_prompts.ipynb #0399cb33
 def drawing(
     s: Source,
     styled: bool = True,
@@ -97,13 +97,13 @@ def drawing(
                  things=[t.model_dump() for t in scene.things], background=scene.background)
     return Wish(facts, dict(w=who, p=where, style=style))
 
-# %% ../nbs/10_prompts.ipynb #74684801
+# %% ../nbs/10_prompts.ipynb #e5685a4f
 def change(s: Source, index: int, it: str) -> Wish:
     "A change to picture `index`, which the question calls `it`."
     part = edit(s, index, it)
     return Wish(dict(source='edit', index=index, prompt=part.facts['edits'][0][1], title=part.heading), part.slots)
 
-# %% ../nbs/10_prompts.ipynb #9b159932
+# %% ../nbs/10_prompts.ipynb #94bc9518
 SIDE = 256      # px, the longer side of a given picture: hundreds of rows stay small
 
 @cache
@@ -116,20 +116,20 @@ def given_photo(id: str) -> Picture:
     image.thumbnail((SIDE, SIDE)); image.save(data, 'JPEG', quality=85)
     return Picture.read(data.getvalue(), Origin(tool='input', backend=f'local {found.package}', **credit))
 
-# %% ../nbs/10_prompts.ipynb #45f081e4
+# %% ../nbs/10_prompts.ipynb #688231be
 def _given(s: Source, n: int) -> list[dict]:
     "Photographs that come with a question, and what they are called there."
     title = lambda i: s.rng.choice([s.photos[i]['title'], capital(_bare(s.pick(pools()['subjects'][i])))])
     return [dict(photo=i, title=title(i)) for i in s.rng.sample(_photos_for(s), n)]
 
-# %% ../nbs/10_prompts.ipynb #d49ac319
+# %% ../nbs/10_prompts.ipynb #decbc7e8
 class Asked(NamedTuple):
     "A question before it says how many pictures it wants."
     question: str
     wishes: list[Wish]
     images: list[dict] = []     # that come with it: photo and title
 
-# %% ../nbs/10_prompts.ipynb #02154cfb
+# %% ../nbs/10_prompts.ipynb #4739b7f6
 def _charted(s, kind): return Asked(ask(s, kind, w := [numbers(s, kind)]), w)
 def _shown(s, kind): return Asked(ask(s, kind, w := [photo(s, kind == 'noted')]), w)
 def _drawn(s, kind): return Asked(ask(s, kind, w := [drawing(s)]), w)
@@ -143,7 +143,7 @@ def _story(s, kind):
     wish = drawing(s, styled=False)
     return Asked(s.phrase(pools()['story']).format(**wish.slots), [wish])
 
-# %% ../nbs/10_prompts.ipynb #d1263266
+# %% ../nbs/10_prompts.ipynb #2b2241aa
 WHICH = ['the first picture', 'the second picture']
 
 def _changed(s, kind):
@@ -153,7 +153,7 @@ def _changed(s, kind):
     wish = change(s, index, s.rng.choice(IT) if len(images) == 1 else WHICH[index])
     return Asked(ask(s, kind, [wish]), [wish], images)
 
-# %% ../nbs/10_prompts.ipynb #bffe75e1
+# %% ../nbs/10_prompts.ipynb #f58dc856
 _FIRST = dict(search='first', code='numbers', diffusion='first scene', edit='one edit')
 _THEN = dict(search='then photo', code='then numbers', diffusion='then scene', edit='then edit')
 
@@ -171,7 +171,7 @@ def _following(s, wishes, i, again):
     forms = [f for f in (s.words['pieces'] | pools())[pool][s.wordings] if i == 1 or 'second' not in f]
     return s.rng.choice(forms).format(**slots | dict(s2=slots.get('s'), ask2=slots.get('ask')))
 
-# %% ../nbs/10_prompts.ipynb #c58e8d01
+# %% ../nbs/10_prompts.ipynb #0202e7c3
 def joined(
     s: Source,
     wishes: list[Wish],
@@ -185,7 +185,7 @@ def joined(
         else: text = f"{text}{'' if text.endswith(('.', '?')) else '.'} {capital(piece.lstrip(' .,;'))}"  # numbers end a sentence
     return capital(text)
 
-# %% ../nbs/10_prompts.ipynb #373a2066
+# %% ../nbs/10_prompts.ipynb #7a1aba24
 def _wished(s, source, before, images):
     "One wish of several; an edit changes what was given, else the picture before it."
     if source == 'search': return photo(s)
@@ -201,7 +201,7 @@ def _numbered(wishes):
     twice = len(wishes) == 2 and wishes[0].facts['source'] == wishes[1].facts['source']
     return [wishes[0], wishes[1]._replace(slots={f'{k}2': v for k, v in wishes[1].slots.items()})] if twice else wishes
 
-# %% ../nbs/10_prompts.ipynb #32f42716
+# %% ../nbs/10_prompts.ipynb #8861c06b
 def combined(
     s: Source,
     kind: str,  # the sources in their order, such as 'search edit code'
@@ -214,7 +214,7 @@ def combined(
     if kind in MAKERS and len(images) < 2 and s.rng.random() < .4: return Asked(ask(s, kind, _numbered(wishes)), wishes, images)
     return Asked(joined(s, wishes, again=len(images) == 1), wishes, images)
 
-# %% ../nbs/10_prompts.ipynb #4de7c753
+# %% ../nbs/10_prompts.ipynb #dbc1afe4
 _NUMBER = {1: ['one picture'], 2: ['two pictures', '2 pictures'], 3: ['three pictures', '3 pictures'], 4: ['four pictures', '4 pictures']}
 _COUNTS = re.compile(r'\b((one|single|two|three|second) (\w+ )?(picture|photo|version|image|change)s?|pair|both|one (lying )?bar)\b', re.I)
 _SHOWS = re.compile(r'\b(show|see|look|picture|photo|plot|draw|chart|bar|imagin|image|diagram|glance|side by side|curve|poster)', re.I)
@@ -225,7 +225,7 @@ def suits(question: str, image_num: int) -> bool:
     if image_num < 1: return not _SHOWS.search(question)
     return image_num < 99 or not _COUNTS.search(question)
 
-# %% ../nbs/10_prompts.ipynb #25b5b47c
+# %% ../nbs/10_prompts.ipynb #e5b1b9e9
 def constrained(
     s: Source,
     question: str,
@@ -237,7 +237,7 @@ def constrained(
     form = s.phrase(pools()['counts'][{0: 'free', 99: 'some'}.get(image_num, 'exactly')])
     return form.format(q=question, n=s.rng.choice(_NUMBER[image_num]) if 0 < image_num < 99 else '')
 
-# %% ../nbs/10_prompts.ipynb #9fc74d17
+# %% ../nbs/10_prompts.ipynb #4cd77d31
 def _tidy(question):
     "Without the gaps that an empty slot leaves."
     return re.sub(r' +(?=[,.;:?!)]|$)', '', re.sub(' +', ' ', question))
@@ -258,12 +258,12 @@ def prompt_row(
     return row_of(_tidy(question), image_num, tools, images, 'test' if s.split == 'heldout' else 'train', kind=kind,
                   facts=json.dumps(facts, ensure_ascii=False, sort_keys=True))
 
-# %% ../nbs/10_prompts.ipynb #f4693aa8
+# %% ../nbs/10_prompts.ipynb #a7dcd28e
 def facts(row: Row) -> dict:
     "What a right answer shows: `parts` in order, given `images`, and the `group` of rows that ask the same."
     return json.loads(row.extra_info.facts)
 
-# %% ../nbs/10_prompts.ipynb #37378953
+# %% ../nbs/10_prompts.ipynb #3f6af227
 SHARES = {
     'bar': 9, 'barh': 3, 'line': 6, 'pie': 4, 'scatter': 3, 'subject': 6, 'noted': 4, 'scene': 7, 'edit': 13,
     'words': 5, 'own photo': 3, 'story': 2, 'ways': 4,
@@ -275,7 +275,7 @@ _FREE = ('bar', 'line', 'pie', 'subject', 'noted')      # kinds that may leave i
 _MAKE = dict.fromkeys(['bar', 'barh', 'line', 'pie', 'scatter'], _charted)
 _MAKE |= dict(subject=_shown, noted=_shown, scene=_drawn, edit=_changed, story=_story)
 
-# %% ../nbs/10_prompts.ipynb #9ee989f3
+# %% ../nbs/10_prompts.ipynb #44f570bf
 def _asked_for(s, kind, image_num):
     "A question of this kind whose wording can want so many pictures."
     make = _about if image_num < 1 and kind in ('subject', 'noted') else _MAKE.get(kind, combined)
@@ -288,7 +288,7 @@ def _constraint(s, kind):
     exactly = len(kind.split())
     return s.rng.choices([exactly, 99, 0], (.4, .35, .25) if kind in _FREE else (.65, .35, 0))[0]
 
-# %% ../nbs/10_prompts.ipynb #46c02ba7
+# %% ../nbs/10_prompts.ipynb #3845cbb6
 def _worded(s):
     kind = s.rng.choice(['plain', 'bar', 'line', 'noted', 'noted', 'story'])
     if kind != 'plain': return prompt_row(s, 'words', _asked_for(s, kind, -1), -1)
@@ -301,14 +301,14 @@ def _captioned(s):
     wish = Wish(dict(source='words', title=images[0]['title'], notes=notes), {})
     return prompt_row(s, 'own photo', Asked(s.phrase(pools()['own photo']).format(notes=' '.join(notes)), [wish], images), -1)
 
-# %% ../nbs/10_prompts.ipynb #39b70506
+# %% ../nbs/10_prompts.ipynb #e98d3a30
 def ways(s: Source) -> list[Row]:
     "The same question with every constraint that fits it."
     kind = s.rng.choice(['bar', 'line', 'subject', 'noted'])
     asked, group = _asked_for(s, kind, -1), f'{s.rng.getrandbits(32):08x}'
     return [prompt_row(s, kind if n >= 0 else 'words', asked, n, group) for n in (-1, 0, 1, 99)]
 
-# %% ../nbs/10_prompts.ipynb #e4db26a9
+# %% ../nbs/10_prompts.ipynb #0c88addd
 def _made(s, kind):
     "Rows of a kind in `SHARES`: one, or several ways to ask the same."
     if kind == 'ways': return ways(s)
@@ -318,7 +318,7 @@ def _made(s, kind):
     stated = not (kind == 'edit' and image_num == 1 and s.rng.random() < .5)    # "make it brighter" wants one picture by itself
     return [prompt_row(s, kind, _asked_for(s, kind, image_num), image_num, stated=stated)]
 
-# %% ../nbs/10_prompts.ipynb #9110904d
+# %% ../nbs/10_prompts.ipynb #aac85815
 def embedded_rows(
     split: Literal['train', 'test'] = 'train',
     n: int | None = None,   # None: 2,000 to train on, 300 to test on
@@ -334,7 +334,7 @@ def embedded_rows(
             for row in _made(s, kind): rows.setdefault((row.extra_info.question, *(p.origin.title for p in row.images)), row)
     return list(rows.values())[:n]
 
-# %% ../nbs/10_prompts.ipynb #7405d67a
+# %% ../nbs/10_prompts.ipynb #d83966d0
 def _heading(part): return part.get('title') or capital(part.get('subject') or part['prompt'].rpartition(', ')[0] or part['prompt'])
 
 def _tag(part):
@@ -345,7 +345,7 @@ def _tag(part):
     x = [int(v) for v in part['labels']] if part['chart'] == 'scatter' else part['labels']
     return tag('code', title, code=chart_code(part['chart'], x, part['values'], title, part['unit'], part['x_unit']))
 
-# %% ../nbs/10_prompts.ipynb #1d47ceb3
+# %% ../nbs/10_prompts.ipynb #89c87771
 def _noted(part): return part.get('notes') or [f"This page is about the {part['subject']}.", 'Look at its shape and its colours.']
 
 def _around(part):
@@ -365,7 +365,7 @@ def _says(part):
     if part['source'] == 'diffusion': return f"Once upon a time there was {part['prompt']}."
     return ' '.join(_noted(part))
 
-# %% ../nbs/10_prompts.ipynb #27e7cc37
+# %% ../nbs/10_prompts.ipynb #6aca45fe
 def reference_answer(row: Row) -> str:
     "A good answer, made of the row's facts; where pictures are free, with them."
     parts = facts(row)['parts']
@@ -373,7 +373,7 @@ def reference_answer(row: Row) -> str:
     told = lambda i, p, before, after: '\n\n'.join(['#'*(1 + (i > 0)) + ' ' + _heading(p), before, _tag(p), after])
     return '\n\n'.join(told(i, p, *_around(p)) for i, p in enumerate(parts))
 
-# %% ../nbs/10_prompts.ipynb #50b231ef
+# %% ../nbs/10_prompts.ipynb #d1f34e44
 def with_credits(row: Row) -> Row:
     "The row with its pictures' titles, authors and licences, which a file does not keep."
     origin = lambda i: given_photo(i['photo']).origin.model_copy(update=dict(title=i['title']))
