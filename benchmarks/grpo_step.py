@@ -17,7 +17,7 @@ import time
 import warnings
 from pathlib import Path
 
-PROMPTS, ANSWERS, TOKENS, SEED = 8, 4, 140, 3
+PROMPTS, ANSWERS, TOKENS, SEED = int(os.environ.get('GRPO_PROMPTS', 8)), 4, 140, 3
 FASTER, SMALLER, SAME, OVERLAP = 2., .6, 1e-3, 1.6
 
 
