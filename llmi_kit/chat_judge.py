@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['TEMPERATURE', 'LEAST', 'NO_PICTURE', 'NO_SERVER', 'PAUSE', 'BROKEN_OFF', 'WAITING', 'ChatJudge', 'question_key']
 
-# %% ../nbs/11_chat_judge.ipynb #474f417a
+# %% ../nbs/11_chat_judge.ipynb #3779cd65
 import asyncio, random, time
 from copy import copy
 from functools import cached_property, lru_cache
@@ -23,7 +23,7 @@ from .rubrics import Answers, Graded, conversation, form, read_grades, rubric
 from .slots import Slots
 from .verdict import Reads, Verdict
 
-# %% ../nbs/11_chat_judge.ipynb #cae7c605
+# %% ../nbs/11_chat_judge.ipynb #ae83ee8d
 TEMPERATURE = .5    # the reference's, so that grades spread as there; a reply that can't be read differs when asked for again
 LEAST = .1          # share that must be left for another try: less would be paid and hardly read
 NO_PICTURE = 'there is no picture to judge'
@@ -58,7 +58,7 @@ class ChatJudge:
         asked = [rubric(self.reads), form(self.reads, 'code', self.answers)]
         return cache_key(chat=getattr(self.chat, 'key', self.name), asked=asked, temperature=self.temperature, seed=self.seed)
 
-# %% ../nbs/11_chat_judge.ipynb #383e6153
+# %% ../nbs/11_chat_judge.ipynb #94c3f32d
 def _tried_once(chat, workers):
     "The same chat; of a server, one that leaves retries and limits to the judge."
     if not isinstance(chat, ServerChat): return chat
@@ -66,7 +66,7 @@ def _tried_once(chat, workers):
     chat.retries, chat.workers = 0, workers
     return chat
 
-# %% ../nbs/11_chat_judge.ipynb #0bf326ec
+# %% ../nbs/11_chat_judge.ipynb #906723a0
 @patch
 def ready(self: ChatJudge) -> str | None:
     "None if it can be asked; otherwise one sentence that says what is missing."
@@ -74,7 +74,7 @@ def ready(self: ChatJudge) -> str | None:
     try: return self.chat.ready() if hasattr(self.chat, 'ready') else None
     except Exception as e: return f"judge '{self.name}' can not say whether it is ready ({type(e).__name__}: {e})"
 
-# %% ../nbs/11_chat_judge.ipynb #8b3565bb
+# %% ../nbs/11_chat_judge.ipynb #d79a56e5
 @patch
 def __getstate__(self: ChatJudge):
     "Without what belongs to this process."
@@ -84,7 +84,7 @@ def __getstate__(self: ChatJudge):
 @patch
 def __setstate__(self: ChatJudge, state): self.__dict__.update(state, gates=WeakKeyDictionary())
 
-# %% ../nbs/11_chat_judge.ipynb #da332a18
+# %% ../nbs/11_chat_judge.ipynb #15d30c19
 PAUSE = .5      # seconds before the second try, doubled for each after it
 
 class _Case:
@@ -107,7 +107,7 @@ class _Case:
         left = self.judge.seconds - self.spent() - state.upcoming_sleep
         return state.attempt_number >= self.judge.tries or left < LEAST * self.judge.seconds
 
-# %% ../nbs/11_chat_judge.ipynb #3b10bfbf
+# %% ../nbs/11_chat_judge.ipynb #3c5a685d
 @patch
 async def ask(self: _Case, messages) -> Completion | Failure:
     "One request, as soon as there is a slot."
@@ -126,7 +126,7 @@ async def ask(self: _Case, messages) -> Completion | Failure:
         except Exception as e:
             return Failure(kind='internal', message=f'the chat of the judge broke down ({type(e).__name__}: {e}): please report it')
 
-# %% ../nbs/11_chat_judge.ipynb #ff72b5ac
+# %% ../nbs/11_chat_judge.ipynb #ccd3e6aa
 @patch
 async def attempt(self: _Case, messages, material) -> Graded | Failure:
     "One try: a request, and what its reply says."
@@ -140,7 +140,7 @@ async def attempt(self: _Case, messages, material) -> Graded | Failure:
 
 BROKEN_OFF = 'the reply of the judge broke off after {n:,} tokens: allow it more max_tokens'
 
-# %% ../nbs/11_chat_judge.ipynb #a0e64e2d
+# %% ../nbs/11_chat_judge.ipynb #9234943e
 @patch
 async def verdict(self: _Case) -> Verdict:
     "Tries until there are grades, or no more sense or time."
@@ -152,13 +152,13 @@ async def verdict(self: _Case) -> Verdict:
     said = dict(failure=graded) if isinstance(graded, Failure) else graded._asdict()
     return Verdict(judge=self.judge.name, **said, **self.took)
 
-# %% ../nbs/11_chat_judge.ipynb #2377f433
+# %% ../nbs/11_chat_judge.ipynb #d4a9eb17
 def question_key(
     judge: str,     # its key
     seen: Evidence,
 ) -> str: return cache_key(judge=judge, seen=[p if isinstance(p, str) else dict(picture=p.sha256) for p in seen.parts])
 
-# %% ../nbs/11_chat_judge.ipynb #298cccd1
+# %% ../nbs/11_chat_judge.ipynb #839d29ec
 @patch
 def _opened(self: ChatJudge) -> Store | None:
     "The store, opened when it is first needed. None if it can't be: a broken store costs no verdict."
@@ -169,7 +169,7 @@ def _opened(self: ChatJudge) -> Store | None:
 @lru_cache
 def _store(folder): return Store(folder)    # one connection for all judges of a process
 
-# %% ../nbs/11_chat_judge.ipynb #6b9930d5
+# %% ../nbs/11_chat_judge.ipynb #c3c9e2ca
 @patch
 async def _remembered(self: ChatJudge, seen) -> Verdict:
     "What is kept, or a new verdict."
@@ -183,7 +183,7 @@ async def _remembered(self: ChatJudge, seen) -> Verdict:
         return made[0] if made else Verdict.model_validate_json(text).model_copy(update=dict(tries=0, cost=0.))
     except Exception: return made[0] if made else await _Case(self, seen).verdict()
 
-# %% ../nbs/11_chat_judge.ipynb #f5d83b42
+# %% ../nbs/11_chat_judge.ipynb #df15f374
 WAITING = 4     # cases under way per slot: enough to fill the slots while some pause, and few enough that no flight outlasts its lease
 
 @patch

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['How', 'combined', 'agreement', 'Panel', 'Judges', 'judge_of', 'from_profile', 'agreement_table']
 
-# %% ../nbs/11_judges.ipynb #4e958884
+# %% ../nbs/11_judges.ipynb #f8713b57
 import asyncio
 from collections import Counter
 from itertools import combinations
@@ -21,7 +21,7 @@ from .picture import Failure
 from .slots import Slots
 from .verdict import GRADES, Judge, Reads, Verdict
 
-# %% ../nbs/11_judges.ipynb #4d59a361
+# %% ../nbs/11_judges.ipynb #90f4ccb7
 async def _asked(judge: Judge, document, row) -> Verdict:
     "A verdict, also from a judge that raises or returns something else."
     try: verdict = await judge(document, row)
@@ -32,7 +32,7 @@ async def _asked(judge: Judge, document, row) -> Verdict:
     failure = Failure(kind='internal', message=f'{wrong}: please report it')
     return Verdict(judge=str(getattr(judge, 'name', type(judge).__name__)), failure=failure)
 
-# %% ../nbs/11_judges.ipynb #b4435a76
+# %% ../nbs/11_judges.ipynb #41301ac3
 How = Literal['mean', 'median', 'majority']
 
 def combined(
@@ -44,7 +44,7 @@ def combined(
     (first, n), *others = Counter(grades).most_common(2)
     return median(grades) if others and others[0][1] == n else first
 
-# %% ../nbs/11_judges.ipynb #ecd334d2
+# %% ../nbs/11_judges.ipynb #7cf2def1
 def agreement(
     votes: list[Verdict],   # with grades
 ) -> float | None:
@@ -54,7 +54,7 @@ def agreement(
     if len(votes) < 2: return None
     return mean(1 - mean(abs(a.grades[g] - b.grades[g]) for a, b in combinations(votes, 2)) / 4 for g in votes[0].grades)
 
-# %% ../nbs/11_judges.ipynb #1baadf4c
+# %% ../nbs/11_judges.ipynb #5de892da
 class Panel:
     "Several judges, asked together. Members that fail are left out while a majority remains."
     def __init__(self,
@@ -75,7 +75,7 @@ class Panel:
         took = {k: sum(getattr(v, k) for v in votes) for k in ('tokens_in', 'tokens_out', 'cost', 'tries')}
         return Verdict(judge=self.name, votes=votes, seconds=max(v.seconds for v in votes), **took, **self._outcome(votes))
 
-# %% ../nbs/11_judges.ipynb #61c1e68e
+# %% ../nbs/11_judges.ipynb #f6f54353
 def _outcome(self: Panel, votes) -> dict:
     "What the votes come to."
     graded, failed, skipped = [v for v in votes if v.grades], [v for v in votes if v.failure], [v for v in votes if v.skipped]
@@ -89,7 +89,7 @@ def _outcome(self: Panel, votes) -> dict:
 
 Panel._outcome = _outcome
 
-# %% ../nbs/11_judges.ipynb #2f365b8c
+# %% ../nbs/11_judges.ipynb #b42292df
 class Judges:
     "A judge of the text and one of the pictures, asked at the same time."
     def __init__(self, text: Judge, pictures: Judge): self.text, self.pictures = text, pictures
@@ -106,14 +106,14 @@ class Judges:
         both = await asyncio.gather(_asked(self.text, document, row), _asked(self.pictures, document, row))
         return dict(zip(GRADES, both, strict=True))
 
-# %% ../nbs/11_judges.ipynb #1ac1413e
+# %% ../nbs/11_judges.ipynb #d555c597
 def _chat(profile, model):
     "The judges' server, or else the writer's, with the key that belongs to it."
     key = profile.judge_key if profile.judge_server else profile.chat_key
     return ServerChat(profile.judge_server or profile.server, model, key, workers=profile.judge_workers, seconds=profile.judge_seconds,
                       retries=0, price_in=profile.judge_price_in, price_out=profile.judge_price_out)
 
-# %% ../nbs/11_judges.ipynb #850e16df
+# %% ../nbs/11_judges.ipynb #6175d634
 def judge_of(
     name: str,      # heuristic, or a server's model name
     reads: Reads,
@@ -129,7 +129,7 @@ def judge_of(
     return ChatJudge(reads, _chat(profile, name), seed=seed, seconds=profile.judge_seconds, slots=slots,
                      store=cache_dir()/'judges'/'verdicts' if store is None else store)
 
-# %% ../nbs/11_judges.ipynb #4b98cda4
+# %% ../nbs/11_judges.ipynb #e59869a6
 def from_profile(
     profile: Profile,               # its llm_judge and mllm_judge: several names are a panel
     store: Store | None = None,     # None: the one in the kit's cache folder, shared by all processes
@@ -142,7 +142,7 @@ def from_profile(
 
 Judges.from_profile = staticmethod(from_profile)
 
-# %% ../nbs/11_judges.ipynb #01947a7b
+# %% ../nbs/11_judges.ipynb #eff70647
 def agreement_table(
     first: list[Verdict],
     second: list[Verdict],  # of another judge, on the same documents in the same order
@@ -154,7 +154,7 @@ def agreement_table(
     rows = [_agreed(name, [(a[name], b[name]) for a, b in pairs]) for name in (pairs[0][0] if pairs else [])]
     return pd.DataFrame(rows, columns=['grade', 'n', 'equal', 'within one', 'kappa']).set_index('grade')
 
-# %% ../nbs/11_judges.ipynb #329191c7
+# %% ../nbs/11_judges.ipynb #62ff2219
 def _agreed(name, pairs):
     apart, chance = mean((a - b)**2 for a, b in pairs), mean((a - b)**2 for a, _ in pairs for _, b in pairs)
     return (name, len(pairs), mean(a == b for a, b in pairs), mean(abs(a - b) <= 1 for a, b in pairs),

@@ -352,37 +352,36 @@ import asyncio, sys
 sys.path.insert(0, {tests!r})
 from test_judges import *
 class S: base = {base!r}
-one = judge(S, store={store!r}, slots=Slots(2, {slots!r}), seconds=60)
-print('ready', flush=True); sys.stdin.readline()
-async def ask(): return await asyncio.gather(*(one(parse(f'answer {{i}}'), QUESTION) for i in range({n})))
-verdicts = asyncio.run(ask())
-print(sum(bool(v.grades) for v in verdicts), flush=True)
+print('ready', flush=True)
+async def ask(one, n): return await asyncio.gather(*(one(parse(f'answer {{i}}'), QUESTION) for i in range(n)))
+for line in sys.stdin:
+    folder, n = line.split()
+    verdicts = asyncio.run(ask(judge(S, store=f'{{folder}}/store', slots=Slots(2, f'{{folder}}/slots'), seconds=60), int(n)))
+    print(sum(bool(v.grades) for v in verdicts), flush=True)
 """
 
-def process(server, folder, n):
-    code = ASK.format(tests=str(Path(__file__).parent), base=server.base, store=f'{folder}/store', slots=f'{folder}/slots', n=n)
+def process(server):
+    code = ASK.format(tests=str(Path(__file__).parent), base=server.base)
     return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 def test_two_processes_share_calls_and_slots_and_one_that_is_killed_leaves_both(server, tmp_path):
     server.seconds = .2
-    a, b, c = (process(server, tmp_path, 8) for _ in range(3))
-    for p in (a, b, c): assert p.stdout.readline() == 'ready\n'
-    for p in (a, b): p.stdin.write('\n'); p.stdin.flush()
+    a, b = process(server), process(server)
+    for p in (a, b): assert p.stdout.readline() == 'ready\n'
+    for p in (a, b): p.stdin.write(f'{tmp_path}/one 8\n'); p.stdin.flush()
     assert [p.stdout.readline() for p in (a, b)] == ['8\n', '8\n']
     assert sum(server.answered.values()) == len(server.answered) == 8 == len(server.seen) and server.most <= 2
     # kill -9 while both slots and two flights are held
-    server.plan = ['hang'] * 2
-    other = Path(tmp_path/'other'); d = process(server, other, 2)
-    assert d.stdout.readline() == 'ready\n'
-    d.stdin.write('\n'); d.stdin.flush()
+    server.plan, other = ['hang'] * 2, tmp_path/'other'
+    b.stdin.write(f'{other} 2\n'); b.stdin.flush()
     while len(server.seen) < 10: time.sleep(.01)
     assert Slots(2, other/'slots')._free() is None
-    os.kill(d.pid, signal.SIGKILL); d.wait()
+    os.kill(b.pid, signal.SIGKILL); b.wait()
     one = judge(server, store=other/'store', slots=Slots(2, other/'slots'))
     start = time.monotonic()
     verdicts = asyncio.run(_both(one))
     assert all(v.tries == 1 for v in verdicts) and time.monotonic() - start < 3
-    for p in (a, b, c): p.kill(); p.wait()
+    a.stdin.close(); a.wait(10)
 
 async def _both(one): return await asyncio.gather(*(one(parse(f'answer {i}'), QUESTION) for i in range(2)))
 
