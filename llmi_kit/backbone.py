@@ -13,7 +13,7 @@ import torch, transformers
 from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer,
-                          BitsAndBytesConfig, GenerationConfig, GgufConfig, LogitsProcessor, StoppingCriteria, TextStreamer)
+                          BitsAndBytesConfig, GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer)
 
 from .config import asset, cache_dir
 
@@ -48,7 +48,7 @@ def _convert(folder):
         where = dict(gguf_file=gguf.name, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16,
-                                                     quantization_config=GgufConfig(dequantize=True), **where)
+                                                     quantization_config=transformers.GgufConfig(dequantize=True), **where)
         _mend(model, tokenizer)
         model.save_pretrained(folder); tokenizer.save_pretrained(folder)
 

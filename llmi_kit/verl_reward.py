@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['SCORERS', 'NoVerdict', 'compute_score', 'verl_record']
 
-# %% ../nbs/12_verl_reward.ipynb #de8ea964
+# %% ../nbs/12_verl_reward.ipynb #01a29b57
 import os
 
 import llmi_kit.scorer as core
 
-# %% ../nbs/12_verl_reward.ipynb #c0a5a34e
+# %% ../nbs/12_verl_reward.ipynb #8029e687
 SCORERS: dict[tuple, core.Scorer] = {}
 
 def _scorer(*settings) -> core.Scorer:
@@ -17,11 +17,11 @@ def _scorer(*settings) -> core.Scorer:
     if key not in SCORERS: SCORERS[key] = core.Scorer(*settings)
     return SCORERS[key]
 
-# %% ../nbs/12_verl_reward.ipynb #602022a6
+# %% ../nbs/12_verl_reward.ipynb #77ac17a8
 class NoVerdict(RuntimeError):
     "An answer has no reward, and the trainer can't leave it out."
 
-# %% ../nbs/12_verl_reward.ipynb #92bf9839
+# %% ../nbs/12_verl_reward.ipynb #620b60d3
 async def compute_score(
     data_source: str,
     solution_str: str,              # the answer
@@ -42,7 +42,7 @@ async def compute_score(
     return dict(score=missing if reward.value is None else reward.value, missing=float(reward.value is None),
                 **{k: -1. if v is None else float(v) for k, v in parts.items()})   # verl takes means of numbers only; -1: there is none
 
-# %% ../nbs/12_verl_reward.ipynb #2af6a85e
+# %% ../nbs/12_verl_reward.ipynb #1bcf4401
 def verl_record(
     row,                # a `llmi_kit.data.Row`
     index: int = 0,
@@ -50,7 +50,7 @@ def verl_record(
 ) -> dict:
     "A record for verl's parquet files: prompt, images, and all that `compute_score` needs in `extra_info`."
     turns = [dict(role='system', content=system)] if system else []
-    pictures = [p.data_uri() for p in row.images]
+    pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     info = row.extra_info.model_dump(mode='json') | dict(index=index, images=pictures)
-    return dict(prompt=turns + [m.model_dump() for m in row.prompt], data_source=row.data_source, images=[dict(image=p) for p in pictures],
+    return dict(prompt=turns + [m.model_dump() for m in row.prompt], data_source=row.data_source, images=[dict(image=p["uri"]) for p in pictures],
                 reward_model=dict(style='rule', ground_truth=''), extra_info=info)
