@@ -4,7 +4,7 @@
 __all__ = ['PACKABLE', 'Part', 'Packed', 'pack', 'packed_attention', 'base', 'packable', 'outputs_at', 'packed_logps', 'Growing',
            'Writer', 'write_answers', 'sampler', 'Early', 'regroup', 'FastGRPOTrainer']
 
-# %% ../nbs/14_grpo_trainer.ipynb #a10ad3e7
+# %% ../nbs/14_grpo_trainer.ipynb #1338ae05
 import asyncio
 from collections import deque
 from contextlib import contextmanager
@@ -23,13 +23,13 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import is_async_callable
 
-# %% ../nbs/14_grpo_trainer.ipynb #62e46786
+# %% ../nbs/14_grpo_trainer.ipynb #77d8b1a9
 class Part(NamedTuple):
     "A run of tokens in a packed row."
     path: tuple[tuple[int, int], ...]   # slices of the row that it can see: what it continues, then itself
     mask: torch.Tensor | None           # (own tokens, visible tokens); None: plain causal, it continues nothing
 
-# %% ../nbs/14_grpo_trainer.ipynb #b2e92aa6
+# %% ../nbs/14_grpo_trainer.ipynb #e7fcf0f0
 class Packed(NamedTuple):
     "Answers to several prompts in one row, every common token once."
     ids: torch.Tensor           # (1, tokens)
@@ -38,13 +38,13 @@ class Packed(NamedTuple):
     sources: torch.Tensor       # (answer tokens,): index of the token whose output predicts each of them
     targets: torch.Tensor       # (1, answer tokens)
 
-# %% ../nbs/14_grpo_trainer.ipynb #7ad0f8e0
+# %% ../nbs/14_grpo_trainer.ipynb #a1e64329
 def _part(path, device):
     (start, end), seen = path[-1], sum(b - a for a, b in path[:-1])
     if not seen: return Part(path, None)
     return Part(path, torch.ones(end - start, seen + end - start, dtype=torch.bool, device=device).tril(seen))
 
-# %% ../nbs/14_grpo_trainer.ipynb #2023f65a
+# %% ../nbs/14_grpo_trainer.ipynb #8e2fbe4b
 def pack(
     prompts: list[list[int]],   # token ids, one prompt an answer
     answers: list[list[int]],
@@ -69,7 +69,7 @@ def pack(
     row = lambda x: torch.tensor([x], dtype=torch.long, device=device)
     return Packed(row(ids), row(positions), parts, row(sources)[0], row(targets))
 
-# %% ../nbs/14_grpo_trainer.ipynb #f5052d4b
+# %% ../nbs/14_grpo_trainer.ipynb #cf53f7f7
 def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0., parts=None, **kwargs):
     "Attention of a packed row: each part sees what it continues and itself. Without `parts`, transformers' own."
     if parts is None: return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
@@ -80,18 +80,18 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, dr
         out.append(scaled_dot_product_attention(own, keys, values, attn_mask=mask, is_causal=mask is None, **how))
     return torch.cat(out, 2).transpose(1, 2), None
 
-# %% ../nbs/14_grpo_trainer.ipynb #37fdffed
+# %% ../nbs/14_grpo_trainer.ipynb #891a8a5a
 AttentionInterface.register('packed', packed_attention)
 AttentionMaskInterface.register('packed', sdpa_mask)
 
-# %% ../nbs/14_grpo_trainer.ipynb #0ad8d2ac
+# %% ../nbs/14_grpo_trainer.ipynb #939644f7
 PACKABLE = ('llama', 'qwen2', 'qwen3')  # architectures whose packed log-probabilities a test compares with TRL's
 
 def base(model):
     "The transformers model under LoRA."
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
-# %% ../nbs/14_grpo_trainer.ipynb #9cc1d968
+# %% ../nbs/14_grpo_trainer.ipynb #9dbab95d
 def packable(model) -> bool:
     "Text in, full attention in all layers, by PyTorch's own kernels?"
     config = base(model).config
@@ -99,7 +99,7 @@ def packable(model) -> bool:
     full = all(kind == 'full_attention' for kind in getattr(config, 'layer_types', None) or [])
     return config.model_type in PACKABLE and full and config._attn_implementation in ('sdpa', 'packed')
 
-# %% ../nbs/14_grpo_trainer.ipynb #3b93851f
+# %% ../nbs/14_grpo_trainer.ipynb #edbb65d2
 @contextmanager
 def outputs_at(
     model,
@@ -113,7 +113,7 @@ def outputs_at(
     try: yield
     finally: hook.remove()
 
-# %% ../nbs/14_grpo_trainer.ipynb #17f5ff2f
+# %% ../nbs/14_grpo_trainer.ipynb #bf23055c
 def packed_logps(
     model,                      # prepared by TRL: it answers `fused_lm_head=True` with log-probabilities
     prompts: list[list[int]],
@@ -129,7 +129,7 @@ def packed_logps(
                     shift_labels=row.targets, fused_lm_head=True)
     return out.log_probs[0], out.entropy[0] if out.entropy is not None else None
 
-# %% ../nbs/14_grpo_trainer.ipynb #06a485f5
+# %% ../nbs/14_grpo_trainer.ipynb #4e8bf50b
 class Growing(DynamicLayer):
     "Keys and values with room to grow: transformers' own layer copies all of them at each new token."
     room = None
@@ -149,7 +149,7 @@ class Growing(DynamicLayer):
         if old: room[:, :, :old] = have
         return room
 
-# %% ../nbs/14_grpo_trainer.ipynb #d10d04da
+# %% ../nbs/14_grpo_trainer.ipynb #b644e605
 class Writer:
     "Some answers in progress; a row that has ended makes room for the next."
     def __init__(self, model, prompts: list[list[int]]):
@@ -166,21 +166,21 @@ class Writer:
         out = self.model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float(), cache
 
-# %% ../nbs/14_grpo_trainer.ipynb #ef854bf2
+# %% ../nbs/14_grpo_trainer.ipynb #5d3d4699
 @patch
 def step(self: Writer, tokens: torch.Tensor) -> torch.Tensor:
     "One more token (rows,) for each answer: the scores of the next, (rows, vocabulary)."
     self.mask = pad(self.mask, (0, 1), value=1)
     return self._read(tokens[:, None], self.mask, self.cache)[0]
 
-# %% ../nbs/14_grpo_trainer.ipynb #4b21f069
+# %% ../nbs/14_grpo_trainer.ipynb #1a6367c2
 @patch
 def keep(self: Writer, rows: list[int]):
     "Drop all others."
     self.cache.batch_select_indices(torch.tensor(rows, dtype=torch.long, device=self.device))
     self.mask = self.mask[rows]
 
-# %% ../nbs/14_grpo_trainer.ipynb #3c0d099a
+# %% ../nbs/14_grpo_trainer.ipynb #896d573b
 @patch
 def admit(self: Writer, which: list[int]) -> torch.Tensor:
     "Read these prompts, each different one once, and begin their answers: the scores of their first tokens."
@@ -195,7 +195,7 @@ def admit(self: Writer, which: list[int]) -> torch.Tensor:
     self._join(cache, mask[rows])
     return scores[rows]
 
-# %% ../nbs/14_grpo_trainer.ipynb #f6232c85
+# %% ../nbs/14_grpo_trainer.ipynb #50efbb68
 @patch
 def _copy(self: Writer, n):
     "The common beginning, for `n` rows."
@@ -204,7 +204,7 @@ def _copy(self: Writer, n):
         cache.update(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1), i)
     return cache
 
-# %% ../nbs/14_grpo_trainer.ipynb #e71b27fe
+# %% ../nbs/14_grpo_trainer.ipynb #c4e055c8
 @patch
 def _join(self: Writer, cache, mask):
     "Put new rows below those in progress; the shorter side is padded on the left."
@@ -215,7 +215,7 @@ def _join(self: Writer, cache, mask):
         old.keys, old.values = below(old.keys, new.keys), below(old.values, new.values)
     self.mask = torch.cat([pad(x, (n - x.shape[1], 0)) for x in (self.mask, mask)])
 
-# %% ../nbs/14_grpo_trainer.ipynb #be637066
+# %% ../nbs/14_grpo_trainer.ipynb #c3e2f115
 @torch.no_grad()
 def write_answers(
     model,
@@ -245,7 +245,7 @@ def write_answers(
         scores = writer.step(tokens[going]) if live else None
     return answers
 
-# %% ../nbs/14_grpo_trainer.ipynb #3ae77597
+# %% ../nbs/14_grpo_trainer.ipynb #fbc36618
 def sampler(
     temperature: float = 1.,
     top_k: int | None = None,
@@ -259,39 +259,43 @@ def sampler(
     if min_p: filters.append(MinPLogitsWarper(min_p))
     return lambda scores, rows: torch.multinomial(filters(None, scores).softmax(-1), 1)[:, 0]
 
-# %% ../nbs/14_grpo_trainer.ipynb #1d40d57e
+# %% ../nbs/14_grpo_trainer.ipynb #854d6534
 class Early:
     "Asynchronous rewards of the answers that are done, computed in TRL's loop while others are still being written."
     def __init__(self, trainer, inputs: list[dict]):
         self.trainer, self.inputs, self.futures, self.extra = trainer, inputs, {}, {}
 
-    def start(self, i: int, ids: list[int]):
-        "Begin to score answer `i`."
-        t, row, prompt = self.trainer, self.inputs[i], self.inputs[i]['prompt']
-        text = t.processing_class.decode(ids, skip_special_tokens=True)
-        given = {k: [v] for k, v in row.items() if k not in ('prompt', 'completion', 'completion_ids')}
-        given |= dict(prompts=[prompt], completions=[text if isinstance(prompt, str) else [dict(role='assistant', content=text)]],
-                      completion_ids=[ids], trainer_state=t.state, log_metric=t._log_metric)
-        for k, f in enumerate(t.reward_funcs):
-            if not is_async_callable(f): continue
-            later = self.extra[k, i] = []   # columns of the log, in the answers' order whoever is scored first
-            call = f(log_extra=lambda *extra, later=later: later.append(extra), **given)
-            self.futures[k, i] = asyncio.run_coroutine_threadsafe(call, t.async_loop)
-
-    def collected(self, k: int):
-        "A reward function that hands out what reward function `k` gives."
-        async def give(**batch):
-            rewards = await asyncio.gather(*(asyncio.wrap_future(self.futures[k, i]) for i in range(len(self.inputs))))
-            for i in range(len(rewards)):
-                for column, values in self.extra[k, i]: self.trainer._log_completion_extra(column, values)
-            return [r for one in rewards for r in one]
-        return give
-
     def stop(self):
         "Forget what is not finished: an error, or Ctrl-C."
         for future in self.futures.values(): future.cancel()
 
-# %% ../nbs/14_grpo_trainer.ipynb #913cc4ee
+# %% ../nbs/14_grpo_trainer.ipynb #c54d37e5
+@patch
+def start(self: Early, i: int, ids: list[int]):
+    "Begin to score answer `i`."
+    t, row, prompt = self.trainer, self.inputs[i], self.inputs[i]['prompt']
+    text = t.processing_class.decode(ids, skip_special_tokens=True)
+    given = {k: [v] for k, v in row.items() if k not in ('prompt', 'completion', 'completion_ids')}
+    given |= dict(prompts=[prompt], completions=[text if isinstance(prompt, str) else [dict(role='assistant', content=text)]],
+                  completion_ids=[ids], trainer_state=t.state, log_metric=t._log_metric)
+    for k, f in enumerate(t.reward_funcs):
+        if not is_async_callable(f): continue
+        later = self.extra[k, i] = []   # columns of the log, in the answers' order whoever is scored first
+        call = f(log_extra=lambda *extra, later=later: later.append(extra), **given)
+        self.futures[k, i] = asyncio.run_coroutine_threadsafe(call, t.async_loop)
+
+# %% ../nbs/14_grpo_trainer.ipynb #8297665a
+@patch
+def collected(self: Early, k: int):
+    "A reward function that hands out what reward function `k` gives."
+    async def give(**batch):
+        rewards = await asyncio.gather(*(asyncio.wrap_future(self.futures[k, i]) for i in range(len(self.inputs))))
+        for i in range(len(rewards)):
+            for column, values in self.extra[k, i]: self.trainer._log_completion_extra(column, values)
+        return [r for one in rewards for r in one]
+    return give
+
+# %% ../nbs/14_grpo_trainer.ipynb #e4656f4d
 def regroup(
     batches: list[dict],    # TRL's micro-batches, of shuffled answers
 ) -> list[dict]:
@@ -302,7 +306,7 @@ def regroup(
     parts = group.argsort(stable=True).chunk(len(batches))
     return [{k: v[at.to(v.device)] if v.dim() else v for k, v in whole.items()} for at in parts]
 
-# %% ../nbs/14_grpo_trainer.ipynb #3668b4b5
+# %% ../nbs/14_grpo_trainer.ipynb #8924b5f0
 class FastGRPOTrainer(GRPOTrainer):
     "TRL's GRPOTrainer: the same loss and gradient in less time and memory. What it can't do faster, TRL does."
     def __init__(self, *args,
@@ -315,7 +319,7 @@ class FastGRPOTrainer(GRPOTrainer):
         self.packs = not self._is_vlm and all(map(packable, models))
         for model in models if self.packs else []: base(model).set_attn_implementation('packed')
 
-# %% ../nbs/14_grpo_trainer.ipynb #b9ab25c6
+# %% ../nbs/14_grpo_trainer.ipynb #80d06bd7
 @patch
 def _get_per_token_logps_and_entropies(self: FastGRPOTrainer, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                        compute_entropy=False, compute_aux_loss=False, **images):
@@ -334,7 +338,7 @@ def _get_per_token_logps_and_entropies(self: FastGRPOTrainer, model, input_ids, 
     logps, entropies = zip(*found, strict=True)
     return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
-# %% ../nbs/14_grpo_trainer.ipynb #9b710dd7
+# %% ../nbs/14_grpo_trainer.ipynb #b632434d
 @patch
 def _prepare_inputs(self: FastGRPOTrainer, generation_batch):
     "Of TRL: the next micro-batch. Answers to one prompt come together where their order can't change the gradient."
@@ -347,14 +351,14 @@ def _prepare_inputs(self: FastGRPOTrainer, generation_batch):
         inputs = self._buffered_inputs[self._step % a.steps_per_generation]
     return inputs
 
-# %% ../nbs/14_grpo_trainer.ipynb #7e23a775
+# %% ../nbs/14_grpo_trainer.ipynb #e964dd4d
 @patch
 def _writes(self: FastGRPOTrainer) -> bool:
     "Can `write_answers` stand in for what generates?"
     a, others = self.args, self.use_vllm or self.use_transformers_continuous_batching or self.is_deepspeed_enabled or self.is_fsdp_enabled
     return self.packs and not others and a.repetition_penalty == 1 and not a.generation_kwargs and not a.cache_implementation
 
-# %% ../nbs/14_grpo_trainer.ipynb #1708a7c7
+# %% ../nbs/14_grpo_trainer.ipynb #d4e86636
 @patch
 def _generate_single_turn(self: FastGRPOTrainer, prompt_ids, *args, **kwargs):
     "Of TRL: token ids of the answers, and no log-probabilities."
@@ -365,7 +369,7 @@ def _generate_single_turn(self: FastGRPOTrainer, prompt_ids, *args, **kwargs):
                                      gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as model:
         return write_answers(model, prompt_ids, self.max_completion_length, set(self.eos_token_ids), draw, self.slots, done), None
 
-# %% ../nbs/14_grpo_trainer.ipynb #4e844e0e
+# %% ../nbs/14_grpo_trainer.ipynb #835d0277
 @patch
 def _overlaps(self: FastGRPOTrainer) -> bool:
     "Is what a reward function is given known as soon as an answer ends?"
@@ -373,7 +377,7 @@ def _overlaps(self: FastGRPOTrainer) -> bool:
     parsed = any(getattr(self._tokenizer, name, None) is not None for name in ('response_template', 'response_schema'))
     return self.overlap and self._has_async_funcs and self._writes() and not more_turns and not parsed
 
-# %% ../nbs/14_grpo_trainer.ipynb #513517a3
+# %% ../nbs/14_grpo_trainer.ipynb #cc67ef9d
 @patch
 def _generate_and_score_completions(self: FastGRPOTrainer, inputs):
     "Of TRL: answers, rewards, advantages."
@@ -383,7 +387,7 @@ def _generate_and_score_completions(self: FastGRPOTrainer, inputs):
         if self.early: self.early.stop()
         self.early = None
 
-# %% ../nbs/14_grpo_trainer.ipynb #a6014828
+# %% ../nbs/14_grpo_trainer.ipynb #ffd5ed2a
 @patch
 def _calculate_rewards(self: FastGRPOTrainer, *args):
     "Of TRL: rewards (answers, reward functions), NaN for None."
