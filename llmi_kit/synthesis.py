@@ -4,7 +4,7 @@
 __all__ = ['GIVE_UP', 'TEMPERATURES', 'Together', 'Model', 'name_of', 'Run', 'stuck', 'follow', 'row', 'attend', 'rounds',
            'given_pictures', 'settings_of', 'Synthesis', 'save', 'synthesise']
 
-# %% ../nbs/10_synthesis.ipynb #a4ef1c27
+# %% ../nbs/10_synthesis.ipynb #5a33eb02
 import asyncio, json, os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcore.basics import patch
 from PIL import Image
-from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from .chat import MAX_IMAGE, Completion, LocalChat
@@ -22,13 +22,13 @@ from .data import Row, load_rows, misleading, row_of, save_rows
 from .picture import Failure, Origin, Picture
 from .synthesis_checks import (
     ALIKE, Neighbours, Outcome, Rejection, ask_validator, disagreement, first_object, judged, question_of, reading_of)
-from .synthesis_ledger import Budget, Cost, Item, Ledger, cost_of, item_of, most
+from .synthesis_ledger import SPENT, Budget, Cost, Item, Ledger, cost_of, item_of, most
 from .synthesis_plan import ATTEMPTS, Plan, Spec, ask_writer, tidy
 from .synthesis_report import write_report
 from .tools.photos import Embedder, open_photo, read_folder
 from .writer import UnusableInput, sees
 
-# %% ../nbs/10_synthesis.ipynb #1f78721e
+# %% ../nbs/10_synthesis.ipynb #ba979129
 class Together:
     "One answer to each conversation; a model in this process gets those that wait as a batch."
     def __init__(self,
@@ -38,22 +38,29 @@ class Together:
     ): self.chat, self.seed, self.temperature, self.waiting, self.task = chat, seed, temperature, [], None
 
     async def __call__(self, messages: list, seed: int) -> Completion | Failure:
-        if not isinstance(self.chat, LocalChat):
-            return (await self.chat.write([messages], seed=seed, temperature=self.temperature))[0][0]
+        if not isinstance(self.chat, LocalChat): return (await self._write([messages], seed))[0]
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((messages, future))
         if not self.task or self.task.done(): self.task = asyncio.create_task(self._drain())
         return await future
 
-    async def _drain(self):
-        await asyncio.sleep(0)      # others that are about to ask may join
-        while self.waiting:
-            part, self.waiting = self.waiting[:self.chat.batch], self.waiting[self.chat.batch:]
-            answers = await self.chat.write([m for m, _ in part], seed=self.seed, temperature=self.temperature)
-            for (_, future), answer in zip(part, answers, strict=True):
-                if not future.done(): future.set_result(answer[0])
+# %% ../nbs/10_synthesis.ipynb #63186cce
+@patch
+async def _drain(self: Together):
+    await asyncio.sleep(0)      # others that are about to ask may join
+    while self.waiting:
+        part, self.waiting = self.waiting[:self.chat.batch], self.waiting[self.chat.batch:]
+        answers = await self._write([m for m, _ in part], self.seed)
+        for (_, future), answer in zip(part, answers, strict=True):
+            if not future.done(): future.set_result(answer)
 
-# %% ../nbs/10_synthesis.ipynb #c7bf9562
+@patch
+async def _write(self: Together, conversations, seed):
+    "A chat of somebody else's may raise: that is a failure too."
+    try: return [a[0] for a in await self.chat.write(conversations, seed=seed, temperature=self.temperature)]
+    except Exception as e: return [Failure(kind='internal', message=f'the chat raised {type(e).__name__}: {e}')]*len(conversations)
+
+# %% ../nbs/10_synthesis.ipynb #30f74af2
 GIVE_UP = 10    # failures of a model in a row; each has had its retries
 TEMPERATURES = dict(write=.9, check=0.)     # words should vary, readings should not
 
@@ -77,12 +84,12 @@ class Model:
         self.row = self.row + 1 if item.failure and not item.settled else 0
         return f'{name_of(self.chat)} failed {self.row} times in a row: {item.failure.message}' if self.row >= GIVE_UP else ''
 
-# %% ../nbs/10_synthesis.ipynb #e8e86842
+# %% ../nbs/10_synthesis.ipynb #99e72e4c
 def name_of(chat) -> str:
     "The model behind a chat, wherever it is served."
     return getattr(chat, 'model', '') or getattr(chat, 'key', '') or type(chat).__name__
 
-# %% ../nbs/10_synthesis.ipynb #7b929796
+# %% ../nbs/10_synthesis.ipynb #415caadd
 class Run:
     "Answers to briefs, from the ledger or from the models."
     def __init__(self,
@@ -95,25 +102,36 @@ class Run:
         show=lambda outcome: None,      # called with each finished brief
     ):
         self.ledger, self.budget, self.pictures, self.show, self.stopped = ledger, budget, pictures, show, ''
-        self.models = dict(write=Model('write', writer, seed, pictures and sees(writer)), check=Model('check', validator, seed, pictures and sees(validator)))
-        self.limit = asyncio.Semaphore(workers)
+        self.models = {step: Model(step, chat, seed, pictures and sees(chat)) for step, chat in (('write', writer), ('check', validator))}
+        self.limit, self.there = asyncio.Semaphore(workers), None
 
-    async def call(self, step, spec, ask) -> Item | None:
-        "The reply of a step; None if the run has stopped."
-        if found := self.ledger.done.get((spec.id, step)): return found
-        model, given = self.models[step], [self.pictures[i] for i in spec.inputs]
-        worst = most(model.chat, ask(given, bool(model.look)))
-        if self.stopped: return None
-        async with self.budget.hold(worst) as bill:
-            if bill.refused or self.stopped: self.stopped = self.stopped or bill.refused; return None
-            item = item_of(spec.id, step, await model.answer(ask, given, spec.seed))
-            bill.paid(item.cost)
-            try: self.ledger.add(item)
-            except UnusableInput as e: self.stopped = str(e)
-            self.stopped = self.stopped or model.trouble(item)
-        return item
+# %% ../nbs/10_synthesis.ipynb #dab6f5cb
+@patch
+async def _ready(self: Run):
+    "Are both models there? Asked once, and only if one of them is needed."
+    chats = [m.chat for m in self.models.values() if hasattr(m.chat, 'ready')]
+    if self.there is None: self.there = asyncio.gather(*(asyncio.to_thread(c.ready) for c in chats))
+    self.stopped = next(filter(None, await self.there), self.stopped)
 
-# %% ../nbs/10_synthesis.ipynb #e15531fd
+# %% ../nbs/10_synthesis.ipynb #a9bf416d
+@patch
+async def call(self: Run, step, spec, ask) -> Item | None:
+    "The reply of a step; None if the run has stopped."
+    if found := self.ledger.done.get((spec.id, step)): return found
+    model, given = self.models[step], [self.pictures[i] for i in spec.inputs]
+    worst = most(model.chat, ask(given, bool(model.look)))
+    await self._ready()
+    if self.stopped: return None
+    async with self.budget.hold(worst) as bill:
+        if bill.refused or self.stopped: self.stopped = self.stopped or bill.refused; return None
+        item = item_of(spec.id, step, await model.answer(ask, given, spec.seed))
+        bill.paid(item.cost)
+        try: self.ledger.add(item)
+        except UnusableInput as e: self.stopped = str(e)
+        self.stopped = self.stopped or model.trouble(item)
+    return item
+
+# %% ../nbs/10_synthesis.ipynb #ee64ae86
 def stuck(
     spec: Spec,
     item: Item | None,
@@ -125,7 +143,7 @@ def stuck(
     if item.settled: return Outcome(spec=spec, **known, rejection=Rejection('refused', item.failure.message))
     return Outcome(spec=spec, **known, failure=item.failure)
 
-# %% ../nbs/10_synthesis.ipynb #c0ca6b44
+# %% ../nbs/10_synthesis.ipynb #d3ac9f2e
 async def follow(
     run: Run,
     spec: Spec,
@@ -134,17 +152,18 @@ async def follow(
     item = await run.call('write', spec, partial(ask_writer, spec))
     if end := stuck(spec, item): return end
     question = question_of(item.text, spec, item.cut)
-    if isinstance(question, Rejection):
-        raw = (first_object(item.text, 'question') or {}).get('question', '')
-        return Outcome(spec=spec, question=str(raw)[:2000], rejection=question)
-    if wrong := misleading(row(spec, question, run.pictures)): return Outcome(spec=spec, question=question, rejection=Rejection('given away', wrong[0]))
+    if isinstance(question, Rejection): return Outcome(spec=spec, question=_raw(item.text), rejection=question)
+    if wrong := misleading(row(spec, question, run.pictures)):
+        return Outcome(spec=spec, question=question, rejection=Rejection('given away', wrong[0]))
     item = await run.call('check', spec, partial(ask_validator, question))
     if end := stuck(spec, item, question=question): return end
     reading = reading_of(item.text)
     if isinstance(reading, Rejection): return Outcome(spec=spec, question=question, rejection=reading)
     return Outcome(spec=spec, question=question, reading=reading, rejection=disagreement(spec, reading))
 
-# %% ../nbs/10_synthesis.ipynb #0c5467b4
+# %% ../nbs/10_synthesis.ipynb #54ffa449
+def _raw(reply): return str((first_object(reply, 'question') or {}).get('question', ''))[:2000]
+
 def row(
     spec: Spec,
     question: str,
@@ -155,13 +174,13 @@ def row(
     more = dict(titles=[p.origin.title for p in given]) if given else {}
     return row_of(question, spec.image_num, spec.tools, given, spec.split, topic=spec.topic, spec=spec.id, **more)
 
-# %% ../nbs/10_synthesis.ipynb #25b8380a
+# %% ../nbs/10_synthesis.ipynb #babd10f7
 async def attend(run: Run, spec: Spec) -> Outcome:
     async with run.limit: outcome = await follow(run, spec)
     run.show(outcome)
     return outcome
 
-# %% ../nbs/10_synthesis.ipynb #b458a162
+# %% ../nbs/10_synthesis.ipynb #ca9de586
 async def rounds(
     run: Run,
     plan: Plan,
@@ -179,27 +198,28 @@ async def rounds(
         if run.stopped: break
     return outcomes
 
-# %% ../nbs/10_synthesis.ipynb #1439d6c5
+# %% ../nbs/10_synthesis.ipynb #1762dc56
 def given_pictures(
     folder: str | Path | None,  # with sub-folders
 ) -> tuple[dict[str, Picture], list[str]]:
-    "Pictures of at most 1024 px a side by name, titled by file name or caption; and names of files that are none. Raises UnusableInput."
+    "Pictures of at most 1024 px a side by name, titled by file name and caption; and names of files that are none. Raises UnusableInput."
     if folder is None: return {}, []
     if not Path(folder).is_dir(): raise UnusableInput(f'the folder of pictures {Path(folder).name} does not exist')
     photos, broken = read_folder(folder)
-    found = {p.id: open_photo(p, Origin(tool='input', backend='file', title=' - '.join(filter(None, [p.title, p.caption[:150]])))) for p in photos}
+    title = lambda p: ' - '.join(filter(None, [p.title, p.caption[:150]]))
+    found = {p.id: open_photo(p, Origin(tool='input', backend='file', title=title(p))) for p in photos}
     pictures = {name: _small(p) for name, p in found.items() if isinstance(p, Picture)}
-    if not pictures: raise UnusableInput(f'the folder {Path(folder).name} holds no readable picture: put PNG, JPEG, WebP or GIF files there')
+    if not pictures: raise UnusableInput(f'{Path(folder).name} holds no readable picture: put PNG, JPEG, WebP or GIF files there')
     return pictures, broken + [name for name in found if name not in pictures]
 
-# %% ../nbs/10_synthesis.ipynb #c37e3d36
+# %% ../nbs/10_synthesis.ipynb #066c3d5d
 def _small(picture):
     if max(picture.width, picture.height) <= MAX_IMAGE: return picture
     image = picture.pil()
     image.thumbnail((MAX_IMAGE, MAX_IMAGE), Image.Resampling.LANCZOS)
     return Picture.from_pil(image, picture.origin)
 
-# %% ../nbs/10_synthesis.ipynb #104228d4
+# %% ../nbs/10_synthesis.ipynb #b3c1dd3e
 def settings_of(
     plan: Plan,
     writer, validator,
@@ -214,7 +234,7 @@ def settings_of(
                 images={n: p.sha256[:16] for n, p in pictures.items()}, apart_from=cache_key(questions=list(apart))[:16] if apart else '',
                 prompts=prompts[:16], alike=ALIKE, attempts=ATTEMPTS)
 
-# %% ../nbs/10_synthesis.ipynb #6a492910
+# %% ../nbs/10_synthesis.ipynb #e79f5917
 class Synthesis(NamedTuple):
     "What a run gave."
     folder: Path
@@ -231,31 +251,32 @@ class Synthesis(NamedTuple):
     @property
     def usd(self) -> float: return sum(c.usd for c in self.costs.values())
 
-    @property
-    def trouble(self) -> str:
-        "Why there is not a single prompt, and what to do; empty if there is one."
-        if self.kept: return ''
-        why = self.stopped or self.failed and self.failed[-1].failure.message
-        if why: return f'no prompt was made: {why}; run the same command again once that is mended'
-        common = Counter(o.rejection.why for o in self.outcomes if o.rejection).most_common(1)
-        return f"no prompt was accepted, most often for '{common[0][0]}': read rejected.jsonl, and try a larger model" if common else ''
+# %% ../nbs/10_synthesis.ipynb #7697ed0c
+@patch(as_prop=True)
+def trouble(self: Synthesis) -> str:
+    "Why nobody should go on with these prompts, and what to do; empty if they are fine, or few by the user's own budget."
+    have, why = len(self.kept), self.stopped or (self.failed and self.failed[-1].failure.message)
+    if have == self.n or have and (not why or why.startswith(SPENT)): return ''
+    if why: return f"{have or 'no'} prompts were made: {why}; mend that and run the same again, nothing is lost"
+    common = Counter(o.rejection.why for o in self.outcomes if o.rejection).most_common(1)
+    return f"no prompt was accepted, most often for '{common[0][0]}': read rejected.jsonl, and try a larger model" if common else ''
 
-# %% ../nbs/10_synthesis.ipynb #4e78c344
+# %% ../nbs/10_synthesis.ipynb #bc30f12e
 def _summary(self: Synthesis) -> str:
     rejected = sum(bool(o.rejection) for o in self.outcomes)
     more = [f'{rejected} rejected'] + [f'{len(self.failed)} failed, tried again on the next run']*bool(self.failed)
-    missing = f'; {self.n - len(self.kept)} are missing' if len(self.kept) < self.n else ''
-    end = f"; stopped: {self.stopped}" if self.stopped else ''
+    missing = f', {self.n - len(self.kept)} missing' if len(self.kept) < self.n else ''
+    end = f'; stopped: {self.stopped}' if self.stopped else ''
     calls = sum(c.calls for c in self.costs.values())
     return f"{len(self.kept)} of {self.n} prompts ({', '.join(more)}{missing}{end}), {calls} calls, ${self.usd:.4f}"
 
 Synthesis.__str__ = _summary
 
-# %% ../nbs/10_synthesis.ipynb #af9b35fe
+# %% ../nbs/10_synthesis.ipynb #f34d03ff
 def _line(o: Outcome) -> dict:
-    why = dict(why=o.rejection.why, detail=o.rejection.detail) if o.rejection else dict(why=f'failed: {o.failure.kind}', detail=o.failure.message)
-    return dict(spec=o.spec.id, **why, question=o.question, topic=o.spec.topic, tools=o.spec.tools, image_num=o.spec.image_num,
-                inputs=o.spec.inputs, read=o.reading and o.reading.model_dump(mode='json'))
+    why, detail = o.rejection or (f'failed: {o.failure.kind}', o.failure.message)
+    return dict(spec=o.spec.id, why=why, detail=detail, question=o.question, topic=o.spec.topic, tools=o.spec.tools,
+                image_num=o.spec.image_num, inputs=o.spec.inputs, read=o.reading and o.reading.model_dump(mode='json'))
 
 def save(
     done: Synthesis,
@@ -274,21 +295,17 @@ def save(
     beside.replace(done.folder/'rejected.jsonl')
     write_report(done.folder, done.outcomes, [plan.spec(s, 0) for s in range(plan.n)], done.costs, str(done), models)
 
-# %% ../nbs/10_synthesis.ipynb #60548cfa
+# %% ../nbs/10_synthesis.ipynb #c27b4394
 def _sensible(n, test_share, writer, validator, same_model, max_cost):
     "Raises UnusableInput for what can't be meant."
     if n < 1: raise UnusableInput(f'{n} prompts can not be made: ask for at least one')
     if not 0 <= test_share < 1: raise UnusableInput(f'a test share of {test_share:g} is none: give a number from 0 to less than 1')
     if name_of(writer) == name_of(validator) and not same_model:
-        raise UnusableInput(f'{name_of(writer)} would check its own prompts: name another validator, or say same_model')
+        raise UnusableInput(f'{name_of(writer)} would check its own prompts: name another --validator, or allow it with --same-model')
     if max_cost is not None and not any(getattr(c, p, 0) for c in (writer, validator) for p in ('price_in', 'price_out')):
-        raise UnusableInput('a budget in USD needs prices: set price_in and price_out, or limit the calls')
+        raise UnusableInput('a budget in USD needs prices: set price_in and price_out in the profile, or use --max-calls')
 
-def _ready(writer, validator):
-    for chat in (writer, validator):
-        if missing := chat.ready() if hasattr(chat, 'ready') else None: raise UnusableInput(missing)
-
-# %% ../nbs/10_synthesis.ipynb #87f2ba00
+# %% ../nbs/10_synthesis.ipynb #d88f884a
 def _bar(n, progress):
     "A bar of accepted prompts with the cost so far, and what moves it."
     bar, seen = tqdm(total=n, unit='prompt', disable=not progress, mininterval=.5), Counter()
@@ -299,7 +316,7 @@ def _bar(n, progress):
         bar.update(passed)
     return bar, show
 
-# %% ../nbs/10_synthesis.ipynb #8dabdc28
+# %% ../nbs/10_synthesis.ipynb #061f837b
 async def synthesise(
     topics: Sequence[str],          # a few words each
     n: int,                         # prompts; at most 3 n are tried
@@ -321,8 +338,10 @@ async def synthesise(
     topics, (pictures, broken), near = tidy(topics), given_pictures(images), Neighbours(Embedder())
     plan = Plan(topics, n, seed, list(pictures), test_share)
     apart = [(f'row {i} of {Path(f).name}', r.extra_info.question) for f in apart_from for i, r in enumerate(load_rows(f), 1)]
-    with Ledger(out, settings_of(plan, writer, validator, topics, test_share, pictures, [q for _, q in apart])) as ledger:
-        if apart: list(map(near.keep, [name for name, _ in apart], await asyncio.to_thread(near.embed, [q for _, q in apart])))
+    questions = [question for _, question in apart]
+    with Ledger(out, settings_of(plan, writer, validator, topics, test_share, pictures, questions)) as ledger:
+        vectors = await asyncio.to_thread(near.embed, questions) if apart else []
+        for (name, _), vector in zip(apart, vectors, strict=True): near.keep(name, vector)
         budget, (bar, show) = Budget(ledger, max_cost, max_calls), _bar(n, progress)
         with bar:
             run = Run(ledger, writer, validator, budget, pictures, seed, workers, lambda o: show(o, budget))

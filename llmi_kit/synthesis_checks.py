@@ -5,7 +5,7 @@ __all__ = ['Why', 'GIVEAWAYS', 'TAGS', 'GIVEN_AWAY', 'SHORT', 'LONG', 'FEWEST', 
            'given_away', 'numbers', 'script', 'question_of', 'Reading', 'ask_validator', 'reading_of', 'compatible',
            'disagreement', 'Neighbours', 'Outcome', 'judged']
 
-# %% ../nbs/10_synthesis_checks.ipynb #ce03d660
+# %% ../nbs/10_synthesis_checks.ipynb #4593d3df
 import json, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from .picture import Failure, Picture
 from .synthesis_plan import Spec
 from .writer import question_with_inputs, spoken
 
-# %% ../nbs/10_synthesis_checks.ipynb #2adb5d14
+# %% ../nbs/10_synthesis_checks.ipynb #fdf9d889
 def first_object(
     text: str,      # what a model wrote
     field: str,     # that the object must have
@@ -32,7 +32,7 @@ def first_object(
         except (ValueError, RecursionError): continue
         if isinstance(found, dict) and field in found: return found
 
-# %% ../nbs/10_synthesis_checks.ipynb #a25291d6
+# %% ../nbs/10_synthesis_checks.ipynb #225fffdd
 Why = Literal[
     'unreadable',   # no JSON object with a question, or cut off
     'length',       # too short or too long
@@ -53,7 +53,7 @@ class Rejection(NamedTuple):
 
     def __str__(self): return f'{self.why}: {self.detail}'
 
-# %% ../nbs/10_synthesis_checks.ipynb #817f7119
+# %% ../nbs/10_synthesis_checks.ipynb #ae610a68
 GIVEAWAYS = [   # regular expressions between word boundaries, in any case
     r'imgen', r'img_index', r'(?:image|picture|imgen) tags?', r'tool[- ]?calls?', r'function calls?', r'your tools?',
     r'(?:image|picture|photo|plotting|drawing|editing|search) tools?',
@@ -74,7 +74,7 @@ def given_away(
     found = [m.group() for pattern in (TAGS, GIVEN_AWAY) for m in pattern.finditer(question)]
     return [w for w in dict.fromkeys(found) if w.casefold() not in allowed]
 
-# %% ../nbs/10_synthesis_checks.ipynb #becef45a
+# %% ../nbs/10_synthesis_checks.ipynb #448f447a
 def numbers(
     question: str,
     image_num: int, # left out once, if the question says it in digits
@@ -84,14 +84,14 @@ def numbers(
     if str(image_num) in found: found.remove(str(image_num))
     return found
 
-# %% ../nbs/10_synthesis_checks.ipynb #5102fba2
+# %% ../nbs/10_synthesis_checks.ipynb #5d5558eb
 def script(text: str) -> str:
     "The script that most letters belong to, such as LATIN; Chinese and Japanese are one."
     names = Counter(unicodedata.name(c, '?').split()[0] for c in text if c.isalpha())
     names['CJK'] += sum(names.pop(k, 0) for k in ('HIRAGANA', 'KATAKANA', 'FULLWIDTH', 'HALFWIDTH'))
     return max(names, key=names.get) if names.total() else ''
 
-# %% ../nbs/10_synthesis_checks.ipynb #a9af93c1
+# %% ../nbs/10_synthesis_checks.ipynb #4f2da37d
 SHORT, LONG, FEWEST = 12, 1500, 3   # characters of a prompt; numbers of a chart
 
 def question_of(
@@ -111,7 +111,7 @@ def question_of(
     own, its = script(spec.topic), script(question)
     return Rejection('language', f'in {its} letters on a topic in {own}') if own and its != own else question
 
-# %% ../nbs/10_synthesis_checks.ipynb #d31718fa
+# %% ../nbs/10_synthesis_checks.ipynb #c5dde7d8
 class Reading(BaseModel):
     "What the second model reads in a prompt."
     model_config = ConfigDict(frozen=True)
@@ -128,7 +128,7 @@ class Reading(BaseModel):
     @classmethod
     def _one_line(cls, v): return ' '.join(str(v).split())[:300]
 
-# %% ../nbs/10_synthesis_checks.ipynb #6415d2a7
+# %% ../nbs/10_synthesis_checks.ipynb #80f018d1
 def ask_validator(
     question: str,
     given: Sequence[Picture] = (),  # that come with it
@@ -139,7 +139,7 @@ def ask_validator(
     material = question_with_inputs(question, [p.origin.title for p in given])
     return [Message('system', system), Message('user', f'{line}\n{material}\n{line}', given if look else ())]
 
-# %% ../nbs/10_synthesis_checks.ipynb #98386b30
+# %% ../nbs/10_synthesis_checks.ipynb #fc3ee0d0
 def reading_of(
     reply: str, # what the second model wrote
 ) -> Reading | Rejection:
@@ -148,7 +148,7 @@ def reading_of(
     except ValidationError as e: bad = e.errors()[0]
     return Rejection('no verdict', f"{'.'.join(map(str, bad['loc']))}, {bad['msg'].lower()}: {reply.strip()[:80]!r}")
 
-# %% ../nbs/10_synthesis_checks.ipynb #d624bfaf
+# %% ../nbs/10_synthesis_checks.ipynb #79629ea7
 def compatible(
     planned: int,
     read: int,
@@ -157,7 +157,7 @@ def compatible(
     "May a prompt planned with this image_num be kept when it reads as that one?"
     return planned == read or bool(tools) and {planned, read} == {0, 99}
 
-# %% ../nbs/10_synthesis_checks.ipynb #d7e8a724
+# %% ../nbs/10_synthesis_checks.ipynb #94216feb
 def disagreement(
     spec: Spec,
     reading: Reading,
@@ -172,7 +172,7 @@ def disagreement(
     if not compatible(spec.image_num, reading.image_num, spec.tools):
         return Rejection('number', f'planned {spec.image_num}, reads {reading.image_num}{said}')
 
-# %% ../nbs/10_synthesis_checks.ipynb #74444eb8
+# %% ../nbs/10_synthesis_checks.ipynb #c45f51a0
 ALIKE = .85     # cosine similarity of near-duplicates, measured in this notebook
 
 class Neighbours:
@@ -192,7 +192,7 @@ class Neighbours:
         similarity = np.stack(self.vectors) @ vector
         return float(similarity.max()), self.names[int(similarity.argmax())]
 
-# %% ../nbs/10_synthesis_checks.ipynb #865ac592
+# %% ../nbs/10_synthesis_checks.ipynb #bde8fe21
 class Outcome(BaseModel):
     "What became of a brief: a prompt that is kept, one that is rejected, a failure, or nothing yet."
     model_config = ConfigDict(frozen=True)
@@ -205,7 +205,7 @@ class Outcome(BaseModel):
     closest: str = ''                   # which that is
     kept: bool = False
 
-# %% ../nbs/10_synthesis_checks.ipynb #936acd75
+# %% ../nbs/10_synthesis_checks.ipynb #6eb0f41a
 def judged(
     spec: Spec,
     near: Neighbours,
@@ -215,7 +215,7 @@ def judged(
 ) -> Outcome:
     "The last check: a near-duplicate is rejected, anything else is kept and remembered."
     similarity, closest = near.closest(vector)
-    outcome = Outcome(spec=spec, question=question, reading=reading, similarity=similarity, closest=closest)
+    outcome = Outcome(spec=spec, question=question, reading=reading, similarity=similarity if closest else None, closest=closest)
     if similarity >= ALIKE: return outcome.model_copy(update=dict(rejection=Rejection('duplicate', f'{similarity:.2f} like {closest}')))
     near.keep(f'prompt {spec.id}', vector)
     return outcome.model_copy(update=dict(kept=True))

@@ -4,7 +4,7 @@
 __all__ = ['NAMES', 'CAPTIONS', 'WHO', 'HEADINGS', 'SAMPLES', 'OF_EACH', 'tools_of', 'number_of', 'axes', 'mix_figure',
            'reasons_figure', 'reason_of', 'histogram', 'figures', 'cost_table', 'write_report']
 
-# %% ../nbs/10_synthesis_report.ipynb #64ab5c76
+# %% ../nbs/10_synthesis_report.ipynb #927af5e3
 import io
 from base64 import b64encode
 from collections import Counter
@@ -22,7 +22,7 @@ from .synthesis_checks import ALIKE, Outcome
 from .synthesis_ledger import Cost
 from .synthesis_plan import Spec
 
-# %% ../nbs/10_synthesis_report.ipynb #dc293fd4
+# %% ../nbs/10_synthesis_report.ipynb #859965f3
 NAMES = {-1: 'none (-1)', 0: 'not spoken of (0)', 99: 'some (99)'}
 
 def tools_of(spec: Spec) -> str:
@@ -33,7 +33,7 @@ def number_of(spec: Spec) -> str:
     "image_num as a label."
     return NAMES.get(spec.image_num, f'exactly {spec.image_num}')
 
-# %% ../nbs/10_synthesis_report.ipynb #dd50feba
+# %% ../nbs/10_synthesis_report.ipynb #dc85717b
 def axes(
     rows: int,      # bars, for the height
     label: str,     # of the x-axis
@@ -44,7 +44,7 @@ def axes(
     ax.spines[['top', 'right']].set_visible(False)
     return figure, ax
 
-# %% ../nbs/10_synthesis_report.ipynb #40441937
+# %% ../nbs/10_synthesis_report.ipynb #abcbc479
 def mix_figure(
     planned: Sequence[str], # labels of the plan
     kept: Sequence[str],    # labels of the kept prompts
@@ -59,7 +59,7 @@ def mix_figure(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
-# %% ../nbs/10_synthesis_report.ipynb #f2a3ac0c
+# %% ../nbs/10_synthesis_report.ipynb #31bae0af
 def reasons_figure(reasons: Iterable[str]) -> Figure:
     "How often prompts were rejected, or requests failed, for each reason."
     found = Counter(reasons).most_common()[::-1]
@@ -73,7 +73,7 @@ def reason_of(outcome: Outcome) -> str:
     "Its label; empty for a prompt that is kept or still to be written."
     return outcome.rejection.why if outcome.rejection else 'failed: ' + outcome.failure.kind if outcome.failure else ''
 
-# %% ../nbs/10_synthesis_report.ipynb #17ea11bd
+# %% ../nbs/10_synthesis_report.ipynb #efe5c539
 def histogram(
     values: Sequence[float],
     label: str,
@@ -88,14 +88,14 @@ def histogram(
         ax.annotate(f' {mark:g}', (mark, .95), xycoords=('data', 'axes fraction'))
     return figure
 
-# %% ../nbs/10_synthesis_report.ipynb #f91c2f3e
+# %% ../nbs/10_synthesis_report.ipynb #86c609e1
 def figures(
     outcomes: Sequence[Outcome],    # the attempts at all prompts
     planned: Sequence[Spec],        # the first brief of each prompt
 ) -> dict[str, Figure]:
     "Figures by file name."
     kept = [o for o in outcomes if o.kept]
-    alike = [o.similarity for o in outcomes if o.similarity is not None and o.similarity > -1]
+    alike = [o.similarity for o in outcomes if o.similarity is not None]
     return dict(
         tools=mix_figure(list(map(tools_of, planned)), [tools_of(o.spec) for o in kept]),
         image_num=mix_figure(list(map(number_of, planned)), [number_of(o.spec) for o in kept]),
@@ -108,7 +108,7 @@ CAPTIONS = dict(
     image_num='Number of pictures that the prompts ask for.', reasons='Why prompts were not used.', lengths='Length of the kept prompts.',
     likeness='Closest neighbour of each prompt that passed all other checks. From the dashed line on, it was dropped as a near-duplicate.')
 
-# %% ../nbs/10_synthesis_report.ipynb #71b4a1ee
+# %% ../nbs/10_synthesis_report.ipynb #97b5707b
 WHO = dict(write='writer', check='second model')
 
 def cost_table(
@@ -124,7 +124,7 @@ def cost_table(
 
 HEADINGS = ['', 'calls', 'failed', 'tokens in', 'tokens out', 'USD', 'seconds', 'USD a prompt', 'tokens a prompt', 'seconds a prompt']
 
-# %% ../nbs/10_synthesis_report.ipynb #f986687e
+# %% ../nbs/10_synthesis_report.ipynb #9c087dd4
 SAMPLES, OF_EACH = 12, 3    # kept prompts, and rejected ones of each reason, that the report shows
 
 def _samples(outcomes):
@@ -137,7 +137,7 @@ def _png(figure):
     figure.savefig(buffer, dpi=110, facecolor='white', metadata=dict(Software=None))
     return buffer.getvalue()
 
-# %% ../nbs/10_synthesis_report.ipynb #5cca0548
+# %% ../nbs/10_synthesis_report.ipynb #8b2f4a34
 def write_report(
     folder: str | Path,             # exists
     outcomes: Sequence[Outcome],    # the attempts at all prompts
