@@ -83,7 +83,7 @@ class JudgeServer:
         if what == 'html': return await self._send(writer, 200, b'<html>welcome</html>')
         text = self.reply(body) if what in ('good', 'length', 'content_filter') else '' if what == 'garbage' else what
         if what == 'garbage': text = 'The judge is in a strange mood today: Text: n'
-        if what in ('length', 'content_filter'): text = text[:len(text)//2]
+        if what in ('length', 'content_filter'): text += '\nOn the other hand'
         await self._send(writer, 200, completion(text, what if what in ('length', 'content_filter') else 'stop'))
         self.answered[json.dumps(body['messages'])] += what == 'good'
 

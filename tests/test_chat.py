@@ -152,6 +152,15 @@ async def test_images_are_read(seeing):
     assert alone[0].text == red[0].text != blue[0].text
 
 
+def test_pictures_between_words_stay_there(seeing):
+    woven, first = (seeing.encode([m])['input_ids'][0].tolist() for m in (Message('user', ['cat', picture('red'), 'dog']), Message('user', 'catdog', [picture('red')])))
+    mark = seeing.loaded[1].tokenizer.convert_tokens_to_ids('<image>')
+    start = seeing.loaded[1].tokenizer.decode(woven[:woven.index(mark)])
+    assert start.endswith('cat') and woven.count(mark) == first.count(mark) == 16 and 'cat' not in seeing.loaded[1].tokenizer.decode(first[:first.index(mark)])
+    again = Message.model_validate_json(Message('user', ['cat', picture('red'), 'dog']).model_dump_json())
+    assert [type(p) for p in again.parts] == [str, Picture, str] and again.text == 'catdog'
+
+
 async def test_image_mark_in_text_is_no_image(seeing):
     (a,), = await seeing.write([ask('A literal <image> here', picture('red'))])
     assert isinstance(a, Completion)

@@ -122,7 +122,7 @@ def test_pictures_arrive_opaque_and_upright():
     exif[0x0112] = 6
     Image.new('RGB', (20, 10)).save(buffer, 'JPEG', exif=exif)
     turned = Picture.read(buffer.getvalue(), Origin(tool='input'))
-    assert shrunk(turned, 10**6).pil().size == (10, 20) and shrunk(turned, 10**6).pil().getexif().get(0x0112, 1) == 1
+    assert Image.open(io.BytesIO(shrunk(turned, 10**6).data)).size == (10, 20)      # as a server reads it that knows no EXIF
     plain = noise()
     assert shrunk(plain, 10**6) is plain
 
@@ -146,7 +146,7 @@ def test_rubrics_have_a_level_for_each_grade():
     'I thought about it.\n\nText: 4\nImage: 3\n\nIt is fine.', '<think>Text: 1\nImage: 1</think>\nText: 4\nImage: 3', 'hm, Text: 1?</think>Text: 4\nImage: 3',
     '{"text": 4, "image": 3}', '```json\n{"Text": "4/5", "IMAGE": 3.0, "reasons": {"text": "5 good points", "image": "1"}}\n```', 'So: {"grades": {"text": 4, "image": 3}}',
     'Text: 4\nImage: 3\n\n{"text": 4, "image": 3}', 'Text: 4\r\nImage: 3\r\n', '{"text": 4, "image": 3,}', 'Text: n\nImage: n\nText: 4\nImage: 3', '> Text: 1\n> Image: 1\nText: 4\nImage: 3',
-    'Text: 4 (clear)\nImage: 3 - vague', 'It says "Text: 1".\nText: 4\nImage: 3'])
+    'Text: 4 (clear)\nImage: 3 - vague', json.dumps(dict(reasons=dict(text='5 - for effort', image='1'), text=4, image=3), indent=1), 'It says "Text: 1".\nText: 4\nImage: 3'])
 def test_grades_are_read(reply): assert read_grades(reply, 'text').grades == dict(text=4, image=3)
 
 
@@ -267,9 +267,9 @@ async def test_no_slot_is_held_during_a_pause(server):
 
 async def test_waiting_for_a_slot_is_not_counted(server):
     server.seconds = .3
-    one = judge(server, slots=2, seconds=2)
-    verdicts = await asyncio.gather(*(one(parse(f'{i}'), QUESTION) for i in range(16)))
-    assert all(v.grades for v in verdicts) and server.most == 2
+    one = judge(server, slots=1, seconds=1, try_seconds=1)
+    verdicts = await asyncio.gather(*(one(parse(f'{i}'), QUESTION) for i in range(7)))
+    assert all(v.grades for v in verdicts) and server.most == 1
 
 
 async def test_injection_is_fenced(server):
@@ -288,7 +288,8 @@ async def test_any_chat_will_do_and_a_broken_one_is_a_failure():
     class Broken(Chat):
         async def _write(self, conversations, n, seed, **how): raise RuntimeError('boom')
     assert (await ChatJudge('text', Own())(CAT, QUESTION)).grades == dict(text=4, image=2) and ChatJudge('text', Own()).name == 'own'
-    assert (await ChatJudge('text', Broken())(CAT, QUESTION)).failure.kind == 'internal'
+    broken = await ChatJudge('text', Broken())(CAT, QUESTION)
+    assert broken.failure.kind == 'internal' and 'chat of the judge' in broken.failure.message and broken.tries == 1
 
 
 # The store
