@@ -193,6 +193,7 @@ async def rounds(
         passed = [o for o in tried if o.reading and not o.rejection]
         vectors = iter(await asyncio.to_thread(near.embed, [o.question for o in passed]) if passed else [])
         tried = [judged(o.spec, near, o.question, o.reading, next(vectors)) if o.reading and not o.rejection else o for o in tried]
+        for o in tried: run.show(o) if o.similarity and o.rejection else None      # a duplicate had passed until now
         outcomes += tried
         slots = [s for s, o in zip(slots, tried, strict=True) if o.rejection]
         if run.stopped: break
@@ -312,8 +313,8 @@ def _bar(n, progress):
     def show(outcome, budget):
         passed = bool(outcome.reading and not outcome.rejection)
         seen.update(rejected=bool(outcome.rejection), failed=bool(outcome.failure))
-        bar.set_postfix_str(f"${budget.usd:.3f}, {seen['rejected']} rejected, {seen['failed']} failed", refresh=False)
-        bar.update(passed)
+        bar.set_postfix_str(f"${budget.paid:.3f}, {seen['rejected']} rejected, {seen['failed']} failed", refresh=False)
+        bar.update(passed - (outcome.rejection is not None and outcome.rejection.why == 'duplicate'))
     return bar, show
 
 # %% ../nbs/10_synthesis.ipynb #061f837b

@@ -162,7 +162,7 @@ class Budget:
     "USD and calls that may be spent, over all runs of a ledger."
     def __init__(self, ledger: Ledger, max_cost: float | None = None, max_calls: int | None = None):
         self.max_cost, self.max_calls, spent = max_cost, max_calls, cost_of(ledger.items)
-        self.usd, self.calls = spent.usd, spent.calls       # spent, or put aside
+        self.usd, self.calls, self.paid = spent.usd, spent.calls, spent.usd     # spent or put aside; calls; spent
         self.out, self.back = 0, asyncio.Condition()        # requests on their way
 
     def _short(self, worst):
@@ -185,6 +185,7 @@ class Budget:
     async def _settle(self, worst, bill):
         async with self.back:
             self.usd, self.out, self.calls = self.usd - worst + bill.usd, self.out - 1, self.calls - (not bill.made)
+            self.paid += bill.usd
             self.back.notify_all()
 
 # %% ../nbs/10_synthesis_ledger.ipynb #b87a13e3
