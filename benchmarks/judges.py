@@ -26,7 +26,7 @@ from llmi_kit.picture import Origin, Picture
 from llmi_kit.slots import Slots
 
 LATENCY, AT_ONCE, SERIAL, ROUNDS = .4, 16, 8, 3
-DOCUMENTS = 128     # two verdicts each
+DOCUMENTS = 104     # two verdicts each
 SECONDS, EACH = 20, 2   # deadline of a verdict, and of one try, which ends a hang
 FAULTS = {'429': .05, '500': .05, 'hang': .05, 'garbage': .05}
 TAG = "<imgen>{'source': 'search', 'description': 'd', 'params': {'query': 'a cat'}}</imgen>"
