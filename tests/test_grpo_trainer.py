@@ -199,6 +199,13 @@ def test_sampler_draws_as_the_filters_say():
     for how, left in (dict(top_k=2), 2), (dict(top_p=.5), 1), (dict(min_p=.3), 2): assert sampler(**how)(scores, None).unique().tolist() == list(range(left))
 
 
+def test_the_trainer_samples_as_configured(make, monkeypatch):
+    asked, how = [], dict(temperature=.7, top_k=5, top_p=.9, min_p=.1)
+    monkeypatch.setattr("llmi_kit.grpo_trainer.sampler", lambda *args: asked.append(args) or sampler(*args))
+    make(FastGRPOTrainer, **how).train()
+    assert asked == [tuple(how.values())]
+
+
 def test_regrouped_batches_keep_rows_whole():
     rng = random.Random(0)
     rows = [(p, a) for p in range(4) for a in range(4)]
