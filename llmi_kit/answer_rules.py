@@ -7,7 +7,7 @@ __all__ = ['MARKUP', 'OTHER', 'SAME', 'RULES', 'TO_THE_JUDGE', 'MARKS', 'SMALL',
            'missing_tools', 'unwanted', 'wrong_number', 'invalid', 'unfit', 'irrelevant', 'asked_before', 'led_in',
            'fenced', 'piled_up']
 
-# %% ../nbs/10_answer_rules.ipynb #817deea4
+# %% ../nbs/10_answer_rules.ipynb #fae99f4f
 import ast, re
 from collections.abc import Callable
 from functools import cached_property
@@ -19,40 +19,40 @@ from .data import Row
 from .document import Document, Tag
 from .picture import Picture
 
-# %% ../nbs/10_answer_rules.ipynb #5c5570a8
+# %% ../nbs/10_answer_rules.ipynb #30fd2b96
 MARKUP = re.compile(r'^#{1,6} |^[-*>] |[*_`]{1,3}|^```\w*$', re.M)
 
 def plain(markdown: str) -> str:
     "Text without the signs of Markdown."
     return MARKUP.sub('', markdown).strip()
 
-# %% ../nbs/10_answer_rules.ipynb #eff21eec
+# %% ../nbs/10_answer_rules.ipynb #be21f6d5
 def constants(code: str, kind: type | tuple) -> list:
     "Literals of some type in Python code, in order; comments don't count. Empty for code that is no Python."
     try: tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return []
     return [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, kind) and not isinstance(n.value, bool)]
 
-# %% ../nbs/10_answer_rules.ipynb #5dc34925
+# %% ../nbs/10_answer_rules.ipynb #056bbf5e
 def request_words(tag: Tag) -> str:
     "What the tag asks its tool for, in words."
     if tag.source == 'code': return ' '.join(constants(tag.params.get('code', ''), str))
     return str(tag.params.get('query') or tag.params.get('prompt') or '')
 
-# %% ../nbs/10_answer_rules.ipynb #49471d9b
+# %% ../nbs/10_answer_rules.ipynb #7e741e4d
 def shown_words(tag: Tag, pool: list) -> str:
     "What is known about a tag's picture besides its description: the request, the title of what was found, and of what was changed."
     found = tag.result.origin.title if tag.source == 'search' and isinstance(tag.result, Picture) else request_words(tag)
     base = pool[tag.refers_to] if tag.refers_to is not None and tag.refers_to < len(pool) else None
     return f'{base.origin.title}, {found}' if isinstance(base, Picture) and base.origin.title else found
 
-# %% ../nbs/10_answer_rules.ipynb #f27e6234
+# %% ../nbs/10_answer_rules.ipynb #b79b70cb
 def pieces(text: str, words: int = 100) -> list[str]:
     "The text in pieces of at most so many words; MiniLM reads 256 tokens."
     every = text.split()
     return [' '.join(every[i:i + words]) for i in range(0, len(every), words)]
 
-# %% ../nbs/10_answer_rules.ipynb #e88c31fe
+# %% ../nbs/10_answer_rules.ipynb #4ac6ab26
 class Reading:
     "An answer as the rules see it."
     def __init__(self, document: Document, row: Row, embed: Callable):
@@ -89,10 +89,10 @@ class Reading:
         "Cosine of two texts, -1 to 1; 0 for a text without words."
         if not (a.strip() and b.strip()): return 0.
         missing = [t for t in dict.fromkeys([a, b, *(() if self._vectors else self._texts())]) if t not in self._vectors]
-        if missing: self._vectors |= dict(zip(missing, self._embed(missing), strict=True))
+        if missing: self._vectors |= dict(zip(missing, self._embed([t.encode('utf8', 'replace').decode() for t in missing]), strict=True))
         return float(self._vectors[a] @ self._vectors[b])
 
-# %% ../nbs/10_answer_rules.ipynb #5a25853e
+# %% ../nbs/10_answer_rules.ipynb #b93c1f3e
 def ramp(
     x: float,
     bad: float,     # here and beyond: 1
@@ -103,7 +103,7 @@ def ramp(
 
 OTHER, SAME = .2, .45   # cosine of texts about different things, and about the same (measured above)
 
-# %% ../nbs/10_answer_rules.ipynb #f49b5228
+# %% ../nbs/10_answer_rules.ipynb #772727ca
 class Rule(NamedTuple):
     check: Callable     # (reading) or (reading, tag) -> points lost, 0 to `most`
     most: float
@@ -118,19 +118,19 @@ def rule(grade: str, most: float, why: str):
         return check
     return register
 
-# %% ../nbs/10_answer_rules.ipynb #c048420c
+# %% ../nbs/10_answer_rules.ipynb #581c94c0
 @rule('text', 4, 'it says nothing')
 def silent(r: Reading) -> float:
     "4 for an answer without words, less below 8."
     return 4*ramp(len(r.words), 2, 8)
 
-# %% ../nbs/10_answer_rules.ipynb #9325a62c
+# %% ../nbs/10_answer_rules.ipynb #cd97aaa1
 @rule('text', 3, 'it is not about the question')
 def off_topic(r: Reading) -> float:
     "Up to 3: the cosine of the question and each hundred words, averaged."
     return 3*np.mean([ramp(r.alike(r.question, p), OTHER, SAME) for p in pieces(r.prose)] or [1])
 
-# %% ../nbs/10_answer_rules.ipynb #fd57bc51
+# %% ../nbs/10_answer_rules.ipynb #5c9c75ff
 TO_THE_JUDGE = [re.compile(p, re.I | re.M) for p in (
     r'\b(?:rate|score|grade|rank|mark|evaluate|judge|award|assess)\s+(?:this|it|me|my|the|our|both|everything)\b[^.\n]{0,60}?'
     r'\b(?:[1-5]|one|two|three|four|five|high\w*|full|max\w*|top|perfect\w*|excellent|well)\b',
@@ -147,7 +147,7 @@ def speaks_to_judge(r: Reading) -> float:
     "4 for asking for a grade, giving itself one, or orders to whoever reads."
     return 4.*any(p.search(r.prose) and not p.search(r.question) for p in TO_THE_JUDGE)
 
-# %% ../nbs/10_answer_rules.ipynb #9890372b
+# %% ../nbs/10_answer_rules.ipynb #20cd49bc
 MARKS = re.compile(r'<\s*/?\s*(?:image|img|imgen|fail_to_generate_image)\b[^>]*>|!\[[^\]]*\]\(|<\|[^|>]*\|>', re.I)
 
 @rule('text', 2, 'it has marks in its text that stand for pictures')
@@ -155,7 +155,7 @@ def false_marks(r: Reading) -> float:
     "2 for `<image>`, Markdown pictures, left-over or special tokens in the text, unless the question is about them."
     return 2.*bool(MARKS.search(r.raw) and not MARKS.search(r.question))
 
-# %% ../nbs/10_answer_rules.ipynb #7894692c
+# %% ../nbs/10_answer_rules.ipynb #71404efb
 def repeated(words: list[str], n: int = 5) -> float:
     "Share of the n-word sequences that stood before, 0 to 1."
     grams = [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
@@ -166,16 +166,19 @@ def repeats(r: Reading) -> float:
     "Up to 3: the share of five-word sequences that stood before, from 20 to 60 %."
     return 3*ramp(-repeated(r.words), -.6, -.2)
 
-# %% ../nbs/10_answer_rules.ipynb #05200008
+# %% ../nbs/10_answer_rules.ipynb #20925793
+def _grams(text):
+    "Five-word sequences of its sentences."
+    every = [re.findall(r"\w[\w'’-]*", part) for part in re.split(r'[.!?\n]+', text.lower())]
+    return {tuple(words[i:i + 5]) for words in every for i in range(len(words) - 4)}
+
 @rule('text', 3, 'it only says the question again')
 def echoes(r: Reading) -> float:
     "Up to 3: the share of its five-word sequences that the question has, times the share of the question's that it has, from .7 to .9."
-    grams = lambda words: {tuple(words[i:i + 5]) for i in range(len(words) - 4)}
-    asked, said = grams(re.findall(r"\w[\w'’-]*", r.question.lower())), grams(r.words)
-    same = len(asked & said)
-    return 3*ramp(-same**2/max(1, len(asked)*len(said)), -.9, -.7)
+    asked, said = _grams(r.question), _grams(r.prose)
+    return 3*ramp(-len(asked & said)**2/max(1, len(asked)*len(said)), -.9, -.7)
 
-# %% ../nbs/10_answer_rules.ipynb #0b048efc
+# %% ../nbs/10_answer_rules.ipynb #b80ebe02
 SMALL = set('''a an and are as at be been but by can could did do does for from had has have he her his how i if in into is it its may
 more most no not of on or our she so than that the their them then there these they this to too was we were what when where which while
 who will with would you your each all only'''.split())
@@ -192,13 +195,13 @@ def stuffs_words(r: Reading) -> float:
     long = [w for b in sentences(r.raw) if len(b) >= 8 for w in b]
     return 3*ramp(sum(w in SMALL for w in long)/len(long), .08, .25) if long else 0.
 
-# %% ../nbs/10_answer_rules.ipynb #0a106f7b
+# %% ../nbs/10_answer_rules.ipynb #962b139e
 @rule('text', 1, 'it has no sentence')
 def only_fragments(r: Reading) -> float:
     "1 for headings and lists alone."
     return 1.*(bool(r.words) and not any(len(b) >= 4 for b in sentences(r.raw)))
 
-# %% ../nbs/10_answer_rules.ipynb #34970581
+# %% ../nbs/10_answer_rules.ipynb #1850effa
 @rule('image', 4, 'it lacks pictures that the question needs')
 def missing_tools(r: Reading) -> float:
     "4 times the share of required tools that no valid tag names; 4 without any tag where at least one picture is wanted."
@@ -206,11 +209,11 @@ def missing_tools(r: Reading) -> float:
     if not r.tags and (r.info.image_num > 0 or wanted): return 4.
     return 4*len(wanted - {t.source for t in r.tags if not t.error})/max(1, len(wanted))
 
-# %% ../nbs/10_answer_rules.ipynb #84848ce2
+# %% ../nbs/10_answer_rules.ipynb #ce4b0843
 @rule('image', 4, 'it has pictures where none are wanted')
 def unwanted(r: Reading) -> float: return 4.*(r.info.image_num == -1 and bool(r.tags))
 
-# %% ../nbs/10_answer_rules.ipynb #096ae802
+# %% ../nbs/10_answer_rules.ipynb #181813ea
 @rule('image', 3, 'it has another number of pictures than wanted')
 def wrong_number(r: Reading) -> float:
     "1 for each tag too many or too few; where the number is open, .5 for each over twice the required tools and over 4."
@@ -218,28 +221,28 @@ def wrong_number(r: Reading) -> float:
     if 0 < wanted < 99: return min(3., abs(n - wanted))
     return min(3., .5*max(0, n - max(4, 2*len(r.info.tools))))
 
-# %% ../nbs/10_answer_rules.ipynb #7edf3772
+# %% ../nbs/10_answer_rules.ipynb #0062f0af
 @rule('tag', 4, 'a tag breaks the protocol')
 def invalid(r: Reading, tag: Tag) -> float: return 4.*bool(tag.error)
 
-# %% ../nbs/10_answer_rules.ipynb #7d91b17b
+# %% ../nbs/10_answer_rules.ipynb #071fa510
 @rule('tag', 2, 'a tag uses a tool that the question does not need')
 def unfit(r: Reading, tag: Tag) -> float: return 2.*(bool(r.info.tools) and tag.source not in r.info.tools)
 
-# %% ../nbs/10_answer_rules.ipynb #162303b6
+# %% ../nbs/10_answer_rules.ipynb #2fb9c326
 @rule('tag', 2, 'a tag asks for something else than the question')
 def irrelevant(r: Reading, tag: Tag) -> float:
     "Up to 2, by what it asks for and what it calls it; an edit's few words may be far from the question's (0.1 to 0.35)."
-    best = max(r.alike(r.question, tag.description), r.alike(r.question, shown_words(tag, r.pool)))
+    best = max(r.alike(r.question, tag.description), r.alike(r.question, request_words(tag)))
     return 2*(ramp(best, .1, .35) if tag.source == 'edit' else ramp(best, OTHER, SAME))
 
-# %% ../nbs/10_answer_rules.ipynb #fc4a9b43
+# %% ../nbs/10_answer_rules.ipynb #45f3579b
 @rule('tag', 3, 'a tag asks for the same as one before it')
 def asked_before(r: Reading, tag: Tag) -> float:
     same = [t for t in r.tags if t.start < tag.start and (t.source, t.params) == (tag.source, tag.params)]
     return 3.*bool(same and not tag.error)
 
-# %% ../nbs/10_answer_rules.ipynb #0bcb56a1
+# %% ../nbs/10_answer_rules.ipynb #71a30227
 LEAD_IN = re.compile(r'(?:\b(?:image|picture|photo\w*|chart|figure|plot|graph|illustration|diagram|drawing)\b[^.!?\n]*:'
                      r'|\b(?:here|below|following)\b[^.!?\n]{0,60}:)\s*$', re.I)
 
@@ -248,13 +251,13 @@ def led_in(r: Reading, tag: Tag) -> float:
     "1 for words such as `Here is a picture:` right before it."
     return 1.*bool(LEAD_IN.search(plain(r.beside(tag)[0])))
 
-# %% ../nbs/10_answer_rules.ipynb #8765171d
+# %% ../nbs/10_answer_rules.ipynb #dedf2794
 @rule('tag', 2, 'a tag stands in a code block')
 def fenced(r: Reading, tag: Tag) -> float:
     "2 for a tag inside a fence or between backticks."
     return 2.*(len(re.findall(r'^\s*(?:```|~~~)', r.document.answer[:tag.start], re.M)) % 2 == 1 or r.beside(tag)[0].endswith('`'))
 
-# %% ../nbs/10_answer_rules.ipynb #687b6360
+# %% ../nbs/10_answer_rules.ipynb #a471a5b5
 @rule('tag', 1, 'a tag stands without words beside it')
 def piled_up(r: Reading, tag: Tag) -> float:
     "1 for a tag with no words before it and none after it, up to the next tag."

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'ProfileName', 'Inputs', 'Seed', 'PICTURES', 'data', 'serve', 'Gpus', 'KeyEnv', 'Batch', 'spread',
-           'generate', 'render', 'check', 'embedded', 'score', 'doctor', 'serve_images', 'main']
+           'generate', 'render', 'check', 'synthesise', 'embedded', 'score', 'doctor', 'serve_images', 'main']
 
-# %% ../nbs/30_cli.ipynb #210e2d38
+# %% ../nbs/30_cli.ipynb #c37ab704
 import asyncio, os, platform, sys, time
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -17,7 +17,7 @@ import typer
 from . import __version__
 from .config import SettingsError, load_profile, settings_file
 
-# %% ../nbs/30_cli.ipynb #67241d86
+# %% ../nbs/30_cli.ipynb #57090de5
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Illustrated answers: a language model writes, four tools make the pictures.')
 
@@ -26,12 +26,12 @@ ProfileName = Annotated[str | None, typer.Option('--profile', help='A section of
 Inputs = Annotated[list[Path] | None, typer.Option('--inputs', metavar='IMG ...', help='Pictures that come with the question.')]
 Seed = Annotated[int, typer.Option('--seed', help='Same seed, same answer.', min=0)]
 
-# %% ../nbs/30_cli.ipynb #6a0f91f0
+# %% ../nbs/30_cli.ipynb #62768018
 def _leave(message, code):
     typer.echo(f'llmi: {message}', err=True)
     raise typer.Exit(code)
 
-# %% ../nbs/30_cli.ipynb #9000436b
+# %% ../nbs/30_cli.ipynb #ac075d13
 @contextmanager
 def _manners(out: Path | None = None):
     from llmi_kit.data import DataError
@@ -45,7 +45,7 @@ def _manners(out: Path | None = None):
         if out is None or not str(e.filename or '').startswith(str(out)): raise
         _leave(f'the report could not be written to {out}: {e.strerror}', 1)
 
-# %% ../nbs/30_cli.ipynb #4c2523cf
+# %% ../nbs/30_cli.ipynb #d7123317
 def _writable(out):
     "Can a report be put here? Nothing is made yet: a mistake further on should leave no empty folder."
     from llmi_kit.writer import UnusableInput
@@ -53,7 +53,7 @@ def _writable(out):
     if not there.is_dir(): raise UnusableInput(f'--out {out} can not be a folder for the report: {there.name} is a file')
     if not os.access(there, os.W_OK): raise UnusableInput(f'--out {out} is not writable: choose another folder')
 
-# %% ../nbs/30_cli.ipynb #0d146a0d
+# %% ../nbs/30_cli.ipynb #4131824b
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.gif')
 
 def spread(
@@ -67,7 +67,7 @@ def spread(
         taking = word == '--inputs' or taking and (more or out[-2:-1] == ['--inputs'])
     return out
 
-# %% ../nbs/30_cli.ipynb #24ab56f0
+# %% ../nbs/30_cli.ipynb #910d20bc
 def _summary(document, report):
     "What a user wants to know after a run: where the report is, and what failed."
     from llmi_kit.picture import Failure
@@ -76,13 +76,13 @@ def _summary(document, report):
     for i, tag in enumerate(document.tags, 1):
         if isinstance(tag.result, Failure): typer.echo(f'  picture {i} ({tag.source or "?"}) failed, {tag.result}')
 
-# %% ../nbs/30_cli.ipynb #f25d6d59
+# %% ../nbs/30_cli.ipynb #b0eab7f9
 def _write(document, out, **facts):
     from llmi_kit.report import write_report
     report = write_report(document, out, date=datetime.now().astimezone(), **facts)
     _summary(document, report)
 
-# %% ../nbs/30_cli.ipynb #881a07ed
+# %% ../nbs/30_cli.ipynb #976f4501
 @app.command()
 def generate(
     question: Annotated[str, typer.Argument(help='What you want to know.')],
@@ -101,7 +101,7 @@ def generate(
         if done.failure: _leave(f'no answer was written ({done.failure})', 1)
         _write(done.document, out, question=question, model=settings.backbone, seconds=time.perf_counter() - started)
 
-# %% ../nbs/30_cli.ipynb #0c1784d4
+# %% ../nbs/30_cli.ipynb #70a5b19a
 def _answer(file, inputs):
     "A document from an answer file: Markdown with tags, or a document.json of ours."
     from llmi_kit.document import Document, parse
@@ -116,7 +116,7 @@ def _answer(file, inputs):
     pictures = read_inputs(inputs)
     return parse(text, len(pictures)).model_copy(update=dict(inputs=pictures))
 
-# %% ../nbs/30_cli.ipynb #1f1c0230
+# %% ../nbs/30_cli.ipynb #686a80bf
 @app.command()
 def render(
     answer_file: Annotated[Path, typer.Argument(metavar='ANSWER_FILE', help='Markdown with tags, a document.json, or - for stdin.')],
@@ -131,7 +131,7 @@ def render(
             document = asyncio.run(resolve(document, toolkit, inputs=document.inputs, seed=seed, progress=True))
         _write(document, out)
 
-# %% ../nbs/30_cli.ipynb #5b592a39
+# %% ../nbs/30_cli.ipynb #e7f6fd40
 data = typer.Typer(no_args_is_help=True, help='Prompts to train and to test on.')
 app.add_typer(data, name='data')
 
@@ -146,7 +146,37 @@ def check(file: Annotated[Path, typer.Argument(metavar='ROWS', help='.parquet or
         typer.echo(f"{name:10} {', '.join(f'{k} {v}' for k, v in counts.most_common(12))}")
     if problems: raise typer.Exit(1)
 
-# %% ../nbs/30_cli.ipynb #197ba400
+# %% ../nbs/30_cli.ipynb #aed7021a
+@data.command()
+def synthesise(
+    topics: Annotated[Path, typer.Argument(metavar='TOPICS', help='A text file with one topic a line; # begins a remark.')],
+    out: Annotated[Path, typer.Option('--out', help='Folder for train.jsonl, test.jsonl, rejected.jsonl, report.html and the replies.')],
+    n: Annotated[int, typer.Option('--n', help='Prompts; at most three times as many are tried.', min=1)] = 100,
+    profile: ProfileName = None,
+    validator: Annotated[str | None, typer.Option(help='The profile whose model checks the prompts.', metavar='PROFILE')] = None,
+    same_model: Annotated[bool, typer.Option('--same-model', help='Let one model write and check.')] = False,
+    images: Annotated[Path | None, typer.Option(help='A folder of pictures that three in ten prompts come with.')] = None,
+    apart_from: Annotated[list[Path] | None, typer.Option(help='Rows that no prompt may be like.', metavar='ROWS')] = None,
+    test_share: Annotated[float, typer.Option(help='Share for test.jsonl, with topics of its own.', min=0, max=.9)] = 0.,
+    max_cost: Annotated[float | None, typer.Option(help='USD that all runs into the folder may cost.', min=0)] = None,
+    max_calls: Annotated[int | None, typer.Option(help='Requests that all runs into the folder may make.', min=0)] = None,
+    seed: Seed = 0,
+):
+    "Make prompts from TOPICS: one model words them, another one checks them. The same command goes on after a stop."
+    from llmi_kit.chat import chat_from_profile
+    from llmi_kit.synthesis import synthesise as make
+    from llmi_kit.synthesis_plan import read_topics
+    with _manners(out):
+        words, writer = read_topics(topics), chat_from_profile(load_profile(profile))
+        checker = chat_from_profile(load_profile(validator)) if validator else writer
+        limits = dict(same_model=same_model, max_cost=max_cost, max_calls=max_calls)
+        done = asyncio.run(make(words, n, writer, checker, out, seed, images, apart_from or (), test_share, progress=True, **limits))
+    typer.echo(done)
+    for name in done.left_out: typer.echo(f'  left out: {name} is no readable picture')
+    typer.echo(out/'report.html')
+    if done.trouble: _leave(done.trouble, 1)
+
+# %% ../nbs/30_cli.ipynb #cec729da
 @data.command()
 def embedded(
     out: Annotated[Path, typer.Option('--out', help='.parquet or .jsonl')],
@@ -165,7 +195,7 @@ def embedded(
         save_rows(rows, out)
     typer.echo(f'{out}  ({len(rows)} rows)')
 
-# %% ../nbs/30_cli.ipynb #1eeb223e
+# %% ../nbs/30_cli.ipynb #ee12358f
 def _said(entries, out):
     "Means, and why some rewards are missing."
     from collections import Counter
@@ -175,7 +205,7 @@ def _said(entries, out):
     for why, n in missing.most_common(5): typer.echo(f'{n} without a reward: {why}')
     typer.echo(out/'scores.jsonl')
 
-# %% ../nbs/30_cli.ipynb #725f2348
+# %% ../nbs/30_cli.ipynb #d7e7d952
 @app.command()
 def score(
     answers: Annotated[Path, typer.Argument(metavar='ANSWERS', help="JSON lines with 'answer', and 'row' (a number) or 'question'.")],
@@ -200,7 +230,7 @@ def score(
     _said(entries, out)
     if all(e.reward.value is None for e in entries): raise typer.Exit(1)
 
-# %% ../nbs/30_cli.ipynb #5f496ab8
+# %% ../nbs/30_cli.ipynb #9f6a132f
 def _hardware():
     import torch
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -208,7 +238,7 @@ def _hardware():
     gpu = ', '.join(f'{g.name} {g.total_memory / 2**30:.0f} GB' for g in gpus) or 'no GPU'
     return f'{os.cpu_count()} cores, {memory:.0f} GB memory, {gpu}, {platform.system()} {platform.release()}'
 
-# %% ../nbs/30_cli.ipynb #3838c151
+# %% ../nbs/30_cli.ipynb #a80bace2
 def _versions():
     def of(name):
         try: return f'{name} {version(name)}'
@@ -216,10 +246,10 @@ def _versions():
     names = 'torch transformers peft trl bitsandbytes diffusers openai nbdev'
     return f'llmi_kit {__version__}, Python {platform.python_version()}, ' + ', '.join(of(n) for n in names.split())
 
-# %% ../nbs/30_cli.ipynb #d1cc4e66
+# %% ../nbs/30_cli.ipynb #894a71a0
 def _line(name, missing): typer.echo(f"{name:10} {'ready' if missing is None else 'missing: ' + missing}")
 
-# %% ../nbs/30_cli.ipynb #c505f7aa
+# %% ../nbs/30_cli.ipynb #a99815ca
 def _memory(settings):
     "What the profile puts on a GPU, with licences, and whether it fits."
     import torch
@@ -230,7 +260,7 @@ def _memory(settings):
         gb = '      ?' if need.gb is None else f'{need.gb:4.1f} GB'
         typer.echo(f"{'':10} {gb} {need.what}{f': {need.model}' if need.model else ''}{f' ({need.licence})' if need.licence else ''}")
 
-# %% ../nbs/30_cli.ipynb #8c077e65
+# %% ../nbs/30_cli.ipynb #fd566a99
 @app.command()
 def doctor(profile: ProfileName = None):
     "Say what this profile needs, what is ready here, and how to get what is missing."
@@ -252,7 +282,7 @@ def doctor(profile: ProfileName = None):
         judges = Judges.from_profile(settings).ready()
         for name, reads in dict(llm_judge='text', mllm_judge='pictures').items(): _line(name, judges[reads])
 
-# %% ../nbs/30_cli.ipynb #c923ea63
+# %% ../nbs/30_cli.ipynb #81c379ea
 serve = typer.Typer(no_args_is_help=True, help='Serve a model to others over HTTP.')
 app.add_typer(serve, name='serve')
 
@@ -260,7 +290,7 @@ Gpus = Annotated[str, typer.Option(help='A model process on each: 0,1. Left out:
 KeyEnv = Annotated[str, typer.Option(help='Environment variable that holds the API key clients must send.', metavar='NAME')]
 Batch = Annotated[int, typer.Option(help='Pictures in one pipeline call, at most; 0: 4 on a GPU, 1 on a processor.', min=0, max=64)]
 
-# %% ../nbs/30_cli.ipynb #0b1977a7
+# %% ../nbs/30_cli.ipynb #c57079a0
 @serve.command('images')
 def serve_images(
     model: Annotated[str, typer.Option(help='Folder in the diffusers layout, or hub name.')],
@@ -276,7 +306,7 @@ def serve_images(
         try: run(model, gpus, host, port, key_env, batch, queue, max_side, typer.echo)
         except CanNotServe as e: _leave(e, e.code)
 
-# %% ../nbs/30_cli.ipynb #0791f917
+# %% ../nbs/30_cli.ipynb #52b7adec
 def main():
     "The `llmi` command."
     sys.argv[1:] = spread(sys.argv[1:])

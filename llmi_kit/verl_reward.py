@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['SCORERS', 'NoVerdict', 'compute_score', 'verl_record']
 
-# %% ../nbs/12_verl_reward.ipynb #01a29b57
+# %% ../nbs/12_verl_reward.ipynb #7be9f897
 import os
 
 import llmi_kit.scorer as core
 
-# %% ../nbs/12_verl_reward.ipynb #8029e687
+# %% ../nbs/12_verl_reward.ipynb #9d35d28c
 SCORERS: dict[tuple, core.Scorer] = {}
 
 def _scorer(*settings) -> core.Scorer:
@@ -17,11 +17,11 @@ def _scorer(*settings) -> core.Scorer:
     if key not in SCORERS: SCORERS[key] = core.Scorer(*settings)
     return SCORERS[key]
 
-# %% ../nbs/12_verl_reward.ipynb #77ac17a8
+# %% ../nbs/12_verl_reward.ipynb #a1e16023
 class NoVerdict(RuntimeError):
     "An answer has no reward, and the trainer can't leave it out."
 
-# %% ../nbs/12_verl_reward.ipynb #620b60d3
+# %% ../nbs/12_verl_reward.ipynb #328ed83e
 async def compute_score(
     data_source: str,
     solution_str: str,              # the answer
@@ -42,7 +42,7 @@ async def compute_score(
     return dict(score=missing if reward.value is None else reward.value, missing=float(reward.value is None),
                 **{k: -1. if v is None else float(v) for k, v in parts.items()})   # verl takes means of numbers only; -1: there is none
 
-# %% ../nbs/12_verl_reward.ipynb #1bcf4401
+# %% ../nbs/12_verl_reward.ipynb #ca36e7c6
 def verl_record(
     row,                # a `llmi_kit.data.Row`
     index: int = 0,
@@ -52,5 +52,6 @@ def verl_record(
     turns = [dict(role='system', content=system)] if system else []
     pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     info = row.extra_info.model_dump(mode='json') | dict(index=index, images=pictures)
-    return dict(prompt=turns + [m.model_dump() for m in row.prompt], data_source=row.data_source, images=[dict(image=p["uri"]) for p in pictures],
-                reward_model=dict(style='rule', ground_truth=''), extra_info=info)
+    prompt, images = turns + [m.model_dump() for m in row.prompt], [dict(image=p['uri']) for p in pictures]
+    rule = dict(style='rule', ground_truth='')
+    return dict(prompt=prompt, data_source=row.data_source, images=images, reward_model=rule, extra_info=info)

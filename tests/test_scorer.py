@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from llmi_kit.config import load_profile
+from llmi_kit.cli import app
 from llmi_kit.data import DataError, row_of
 from llmi_kit.hacks import HACKS
-from llmi_kit.picture import Failure, Origin, Picture
+from llmi_kit.picture import Failure, Picture
 from llmi_kit.prompts import embedded_rows, reference_answer
 from llmi_kit.reward import summary
 from llmi_kit.scorer import Scorer, TRLReward, row_from
 from llmi_kit.scoring import Book, Entry, read_answers, score_answers
-from llmi_kit.toolkit import Toolkit
 from llmi_kit.verdict import GRADES, Verdict
 from llmi_kit.verl_reward import NoVerdict, compute_score, verl_record
 
@@ -209,34 +209,38 @@ def test_kill_nine_loses_nothing_that_was_scored(tmp_path):
     assert len((tmp_path/'asked').read_text().splitlines()) - before == 30 - len(done), 'exactly those that were not in the book'
 
 
-def llmi(*words, **env):
-    return subprocess.run([sys.executable, '-c', 'from llmi_kit.cli import main; main()', *map(str, words)], capture_output=True, text=True, timeout=250,
-                          env=os.environ | dict(OMP_NUM_THREADS='1') | env)
+def llmi(*words):
+    "A command of `llmi` in this process: (exit code, what it printed, what it complained about)."
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
 
 
 def test_the_command_line_scores_and_says_what_is_wrong(tmp_path):
     rows = tmp_path/'rows.jsonl'
-    assert '(6 rows)' in llmi('data', 'embedded', '--split', 'test', '--n', 6, '--out', rows).stdout
+    assert '(6 rows)' in llmi('data', 'embedded', '--split', 'test', '--n', 6, '--out', rows)[1]
     answers = write(tmp_path/'a.jsonl', *[dict(answer=reference_answer(r)) for r in embedded_rows('test', 6)])
-    done = llmi('score', answers, '--rows', rows, '--out', tmp_path/'out')
-    assert done.returncode == 0 and 'answers            6' in done.stdout and 'Traceback' not in done.stderr, done.stderr
+    code, said, _ = llmi('score', answers, '--rows', rows, '--out', tmp_path/'out')
+    assert code == 0 and 'answers            6' in said
     entries = [Entry.model_validate_json(l) for l in (tmp_path/'out/scores.jsonl').read_text().splitlines()]
     assert len(entries) == 6 and summary([e.reward for e in entries])['value'] > .8
     for words, says in ([['score', answers, '--rows', tmp_path/'none.jsonl', '--out', tmp_path/'out'], 'none.jsonl can not be read'],
                         [['score', answers, '--rows', rows, '--out', tmp_path/'out', '--variant', 'paper'], 'default or reference'],
                         [['score', answers, '--rows', rows, '--out', tmp_path/'out', '--weights', 'vlm'], 'llm or mllm'],
+                        [['score', answers, '--rows', rows, '--out', answers], 'is a file'],
                         [['data', 'embedded', '--split', 'dev', '--out', rows], 'train or test'],
-                        [['data', 'embedded', '--out', tmp_path/'x.csv'], 'neither .parquet nor .jsonl']):
-        bad = llmi(*words)
-        assert bad.returncode == 2 and says in bad.stderr and 'Traceback' not in bad.stderr and len(bad.stderr.splitlines()) == 1, (words, bad.stderr)
+                        [['data', 'embedded', '--out', tmp_path/'x.csv'], 'neither .parquet nor .jsonl'],
+                        [['data', 'embedded', '--out', tmp_path/'no/x.jsonl'], 'there is no folder']):
+        code, _, complaint = llmi(*words)
+        assert code == 2 and says in complaint and len(complaint.splitlines()) == 1, (words, complaint)
 
 
-def test_judges_that_are_not_there_are_said_before_anything_runs(tmp_path):
+def test_judges_that_are_not_there_are_said_before_anything_runs(tmp_path, monkeypatch):
     (tmp_path/'settings.ini').write_text('[llmi_kit]\nprofile = cpu\n[cpu]\nllm_judge = some-model\njudge_server = http://127.0.0.1:9/v1\n')
-    rows = tmp_path/'rows.jsonl'
-    llmi('data', 'embedded', '--split', 'test', '--n', 2, '--out', rows)
-    bad = llmi('score', write(tmp_path/'a.jsonl', dict(answer='x')), '--rows', rows, '--out', tmp_path/'out', LLMI_SETTINGS=str(tmp_path/'settings.ini'))
-    assert bad.returncode == 2 and 'no chat server answers at http://127.0.0.1:9/v1' in bad.stderr and not (tmp_path/'out/scores.jsonl').exists()
+    monkeypatch.setenv('LLMI_SETTINGS', str(tmp_path/'settings.ini'))
+    llmi('data', 'embedded', '--split', 'test', '--n', 2, '--out', tmp_path/'rows.jsonl')
+    code, _, complaint = llmi('score', write(tmp_path/'a.jsonl', dict(answer='x')), '--rows', tmp_path/'rows.jsonl', '--out', tmp_path/'out')
+    assert code == 2 and 'no chat server answers at http://127.0.0.1:9/v1' in complaint and not (tmp_path/'out/scores.jsonl').exists()
 
 
 async def test_an_interrupted_run_keeps_its_book(tmp_path, scorer):
@@ -245,7 +249,7 @@ async def test_an_interrupted_run_keeps_its_book(tmp_path, scorer):
             if self.asked >= 3: await asyncio.sleep(60)
             return await super().__call__(document, row)
     task = asyncio.create_task(score_answers([(i, 1, f'{CAT} {i}') for i in range(1, 9)], [ASKED], Scorer('cpu', toolkit=scorer.toolkit, judges=Stuck()), tmp_path, at_once=1))
-    while not (tmp_path/'scores.jsonl').exists() or len((tmp_path/'scores.jsonl').read_text().splitlines()) < 3: await asyncio.sleep(.02)
+    while not (tmp_path/'scores.jsonl').exists() or len((tmp_path/'scores.jsonl').read_text().splitlines()) < 3: await asyncio.sleep(.02)  # noqa: ASYNC110
     task.cancel()
     with pytest.raises(asyncio.CancelledError): await task
     with Book(tmp_path) as book: assert len(book.entries) == 3

@@ -49,12 +49,12 @@ def manager():
     return NaiveRewardManager(config, tokenizer, get_custom_reward_fn(config)), tokenizer, torch
 
 
-async def check(path):
+async def check(lines):
     import numpy as np
     import transformers, verl
     from verl import DataProto
     reward, tokenizer, torch = manager()
-    records = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    records = [json.loads(line) for line in lines]
 
     async def one(r):
         ids = torch.tensor([tokenizer(r['answer'])['input_ids'] or [0]])
@@ -75,4 +75,4 @@ async def check(path):
 
 if __name__ == '__main__':
     if sys.argv[1] == 'write': write(sys.argv[2])
-    else: raise SystemExit(asyncio.run(check(sys.argv[1])))
+    else: raise SystemExit(asyncio.run(check(Path(sys.argv[1]).read_text().splitlines())))
