@@ -275,11 +275,14 @@ def test_the_saved_configuration_names_no_attention_of_ours(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization, tolerance", [("none", 1e-3), ("nf4", 1e-3)])
-def test_gradient_on_the_embedded_backbone(make, quantization, tolerance):
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_gradient_on_the_embedded_backbone(make, quantization):
     rng = random.Random(0)
     asked = [rng.randrange(3, 40000) for _ in range(60)]
     inputs = batch((1, 10, 30, 17), prompts=[asked, asked, asked[:40] + [9]*7, asked[:40] + [9]*7])
-    grads = [gradient(make(kind, model=load("embedded", quantization, dtype=torch.float32)[0], max_completion_length=30), inputs)[1]
-             for kind in (GRPOTrainer, FastGRPOTrainer)]
-    assert differs(*grads) < tolerance
+    def found(kind):
+        t = make(kind, model=load("embedded", quantization, dtype=torch.float32)[0], max_completion_length=30)
+        for p in t.model.parameters():
+            if p.requires_grad: p.data = p.data.float()     # TRL casts adapters on quantized weights to bfloat16, of three digits
+        return gradient(t, inputs)[1]
+    assert differs(found(GRPOTrainer), found(FastGRPOTrainer)) < 1e-3
