@@ -70,6 +70,13 @@ def test_tags_that_lose_points(answer, row, most, why):
     assert verdict.grades['image'] <= most and why in verdict.reasons['image'], verdict
 
 
+def test_another_request_is_no_repetition_and_a_broken_tag_no_tool():
+    two = row_of('What do Chelsea the cat and her kitten look like?', 2, ['search'])
+    assert text(f'{WORDS}\n\n{tag()}\n\n{WORDS}\n\n{tag(query="a kitten of Chelsea the cat")}', two).grades['image'] == 5
+    broken = text(f"{WORDS}\n\n<imgen>{{'source': 'search', 'description': 'Chelsea the cat', 'params': {{}}}}</imgen>")
+    assert broken.grades['image'] == 1 and 'lacks pictures' in broken.reasons['image']
+
+
 def test_no_tags_where_none_are_wanted_or_needed():
     for row in row_of('What does Chelsea the cat look like?', -1), row_of('What does Chelsea the cat look like?', 0): assert text(WORDS, row).grades['image'] == 5
     assert text(WORDS, row_of('What does Chelsea the cat look like?', 0, ['search'])).grades['image'] == 1
@@ -89,6 +96,12 @@ def test_pictures_that_lose_points(image, most, why):
 def test_sharp_photographs_lose_nothing():
     low = {i: pictures(f'{WORDS}\n\n{tag()}', ROW, p).grades['quality'] for i, p in PHOTOS.items()}
     assert [i for i, g in low.items() if g < 4.5] == [], low
+
+
+def test_transparent_pictures_are_seen_on_white():
+    line = Image.new('RGBA', (300, 200), (0, 0, 0, 0))
+    line.paste((0, 0, 0, 255), (20, 90, 280, 110))
+    assert pictures(f'{WORDS}\n\n{tag()}', ROW, paint(line)).grades['quality'] == 5
 
 
 def test_copies_and_edits_of_nothing():

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from llmi_kit.data import row_of
-from llmi_kit.document import parse
+from llmi_kit.document import Call, parse
 from llmi_kit.picture import Failure, Origin, Picture
 from llmi_kit.reward import DIFFICULTY, Reward, hybrid_reward, image_count_score, score, summary, tool_use_score
 from llmi_kit.verdict import GRADES, Verdict
@@ -96,6 +96,13 @@ async def test_a_reward_says_what_it_is_made_of():
     assert r.tools.required == ('diffusion', 'search') and r.tools.attempted == r.tools.succeeded == ('diffusion',) and r.tools.score == pytest.approx(1/3)
     assert r.cost == pytest.approx(.06) and r.seconds == 4 and r.missing == () and r.grades() == dict(text=5, image=5, quality=3, task=3, text_image=3)
     assert Reward.model_validate_json(r.model_dump_json()) == r
+
+
+async def test_seconds_are_those_that_ran():
+    answer = made(f'Red {tag()} and blue {tag("blue")}', RED, BLUE)
+    calls = [Call(started=1, finished=3), Call(started=1, finished=9, tries=0, cached=True)]
+    timed = answer.model_copy(update=dict(tags=[t.model_copy(update=dict(call=c)) for t, c in zip(answer.tags, calls, strict=True)]))
+    assert (await score(timed, asked(2), Fixed())).seconds == 2 + 4
 
 
 async def test_both_variants_agree_where_the_release_is_right():
