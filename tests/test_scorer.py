@@ -11,7 +11,7 @@ from llmi_kit.data import DataError, row_of
 from llmi_kit.hacks import HACKS
 from llmi_kit.picture import Failure, Picture
 from llmi_kit.prompts import embedded_rows, reference_answer
-from llmi_kit.reward import summary
+from llmi_kit.reward import Reward, summary
 from llmi_kit.scorer import Scorer, TRLReward, row_from
 from llmi_kit.scoring import Book, Entry, read_answers, score_answers
 from llmi_kit.verdict import GRADES, Verdict
@@ -171,6 +171,14 @@ async def test_nothing_is_scored_twice_and_what_failed_is_tried_again(tmp_path, 
     assert judges.asked == 19
     said = json.loads((tmp_path/'out/summary.json').read_text())
     assert said['answers'] == 6 and said['missing'] == 0
+
+
+def test_a_torn_line_spoils_no_other(tmp_path):
+    one = Entry(key='a', line=1, row=1, reward=Reward(value=.5, count=1, text=.5, pictures=None))
+    with Book(tmp_path) as book: book.add(one)
+    with (tmp_path/'scores.jsonl').open('a') as f: f.write('{"key": "torn')
+    with Book(tmp_path) as book: book.add(one.model_copy(update=dict(key='b', line=2)))
+    with Book(tmp_path) as book: assert list(book.entries) == ['a', 'b']
 
 
 async def test_two_runs_into_one_folder(tmp_path, scorer):
