@@ -213,7 +213,7 @@ def test_the_embedded_backbone_s_own_file():
 
 @pytest.mark.parametrize("content,said", [
     ("{", "could not be read"), ("{}", "no hidden_size"), (json.dumps(dict(hidden_size=8, num_experts=4)), "mixtures"),
-    (json.dumps(dict(model_type="idefics", vision_config={})), "reads pictures"), ("[]", "no hidden_size")])
+    (json.dumps(dict(model_type="idefics", vision_config={})), "reads pictures"), ("[]", "no hidden_size"), ("[1]", "could not be read")])
 def test_files_that_are_no_decoder(tmp_path, content, said):
     (tmp_path/"config.json").write_text(content)
     with pytest.raises(UnknownShape, match=said): shape_of(str(tmp_path))
