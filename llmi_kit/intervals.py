@@ -5,7 +5,7 @@ __all__ = ['DRAWS', 'RARE', 'APART', 'FLIPS', 'Estimate', 'Sums', 'numbers', 'co
            'studentized', 'wilson', 'widened', 'rare', 'estimate', 'signs', 'sign_flip_p', 'Comparison', 'by_group',
            'compare', 'power', 'groups_needed']
 
-# %% ../nbs/20_intervals.ipynb #673b6978
+# %% ../nbs/20_intervals.ipynb #19f3a515
 from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
-# %% ../nbs/20_intervals.ipynb #6ffef154
+# %% ../nbs/20_intervals.ipynb #ba01b545
 class Estimate(BaseModel):
     "A number with its interval and what it rests on."
     model_config = ConfigDict(frozen=True)
@@ -40,7 +40,7 @@ class Estimate(BaseModel):
         lost = f', {self.missing} missing' if self.missing else ''
         return f'{self.value:.3f} ({between}; {self.n} in {self.groups} groups{lost})'
 
-# %% ../nbs/20_intervals.ipynb #3a0be972
+# %% ../nbs/20_intervals.ipynb #67809591
 class Sums(NamedTuple):
     "Observations added up by group."
     sums: np.ndarray    # (groups,)
@@ -58,7 +58,7 @@ def codes(groups: Iterable[Hashable]) -> np.ndarray:
     index = {}
     return np.array([index.setdefault(g, len(index)) for g in groups], int)
 
-# %% ../nbs/20_intervals.ipynb #646598f8
+# %% ../nbs/20_intervals.ipynb #8931beea
 def group_sums(
     values: Iterable[float | None],
     groups: Iterable[Hashable] | None = None,   # what each value belongs to; None: each stands alone
@@ -72,7 +72,7 @@ def group_sums(
     sums = np.bincount(group[seen], values[seen])
     return Sums(sums[sizes > 0], sizes[sizes > 0], int((~seen).sum()))
 
-# %% ../nbs/20_intervals.ipynb #3e9aa7e7
+# %% ../nbs/20_intervals.ipynb #6f3ba88a
 def robust(
     sums: np.ndarray,   # (..., groups)
     sizes: np.ndarray,
@@ -83,14 +83,14 @@ def robust(
     residuals = sums - mean[..., None]*sizes
     return mean, residuals, np.sqrt((residuals**2).sum(-1)*groups/(groups - 1))/n
 
-# %% ../nbs/20_intervals.ipynb #61d74826
+# %% ../nbs/20_intervals.ipynb #c89458a1
 def t_limits(sums: np.ndarray, sizes: np.ndarray, level: float = .95) -> tuple[np.ndarray, np.ndarray]:
     "Mean minus and plus error times t. Shapes (..., groups) -> (...)."
     mean, _, se = robust(sums, sizes)
     reach = stats.t.ppf((1 + level)/2, sums.shape[-1] - 1)*se
     return mean - reach, mean + reach
 
-# %% ../nbs/20_intervals.ipynb #3dbeea7e
+# %% ../nbs/20_intervals.ipynb #ea82924a
 DRAWS = 2000
 
 @lru_cache(8)
@@ -98,7 +98,7 @@ def draws(groups: int, seed: int = 0) -> np.ndarray:
     "How often each group comes in each resample: (groups, DRAWS)."
     return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1/groups), size=DRAWS).T.astype(float)
 
-# %% ../nbs/20_intervals.ipynb #48b2dfa4
+# %% ../nbs/20_intervals.ipynb #a30e6a08
 def studentized(
     sums: np.ndarray,   # (..., groups)
     sizes: np.ndarray,
@@ -117,7 +117,7 @@ def studentized(
     upper, lower = np.quantile(t, [(1 + level)/2, (1 - level)/2], axis=-1, method='nearest')
     return mean - upper*se, mean - lower*se
 
-# %% ../nbs/20_intervals.ipynb #75c1a002
+# %% ../nbs/20_intervals.ipynb #91bb89d1
 def wilson(sums: np.ndarray, sizes: np.ndarray, level: float = .95) -> tuple[np.ndarray, np.ndarray]:
     "Limits of a share from its effective number of observations. Shapes (..., groups) -> (...)."
     p, _, se = robust(sums, sizes)
@@ -127,23 +127,23 @@ def wilson(sums: np.ndarray, sizes: np.ndarray, level: float = .95) -> tuple[np.
     middle, reach = p + z*z/2/effective, z*np.sqrt(p*(1 - p)/effective + (z/2/effective)**2)
     return (middle - reach)/(1 + z*z/effective), (middle + reach)/(1 + z*z/effective)
 
-# %% ../nbs/20_intervals.ipynb #1df5a1c6
+# %% ../nbs/20_intervals.ipynb #768b03ac
 def widened(sums: np.ndarray, sizes: np.ndarray, bounds: tuple[float, float], level: float = .95) -> tuple[float, float]:
     "Limits from t with a made-up group at each bound, of ordinary size."
     size = sizes.mean()
     return t_limits(np.append(sums, np.array(bounds)*size), np.append(sizes, [size, size]), level)
 
-# %% ../nbs/20_intervals.ipynb #7201d820
+# %% ../nbs/20_intervals.ipynb #86c85a70
 RARE, APART = 10, 6     # both chosen by the coverage measured at the end of this notebook
 
 def rare(sums: np.ndarray, sizes: np.ndarray) -> bool:
-    "Are there exceptions (APART median deviations from the median), but fewer than RARE and than half of the groups; or are most groups equal?"
+    "Are there exceptions (APART median deviations from the median), fewer than RARE and than half the groups; or are most groups equal?"
     off = np.abs(sums/sizes - np.median(sums/sizes))
     usual = np.median(off)
     exceptions = (off > APART*usual + 1e-9).sum()
     return bool(exceptions < min(RARE, len(off)/2) and (exceptions or usual < 1e-9))
 
-# %% ../nbs/20_intervals.ipynb #424dad82
+# %% ../nbs/20_intervals.ipynb #6caf9619
 def _limits(sums, sizes, is_share, bounds, level, seed):
     "(method, low, high) by what the values look like."
     if len(sums) < 2: return 'one group says nothing about others', None, None
@@ -157,7 +157,7 @@ def _limits(sums, sizes, is_share, bounds, level, seed):
     lowest, highest = widened(sums, sizes, bounds, level)
     return 'studentized', max(low, lowest), min(high, highest)
 
-# %% ../nbs/20_intervals.ipynb #9c3ad18f
+# %% ../nbs/20_intervals.ipynb #006af630
 def estimate(
     values: Iterable[float | None],             # one an observation; None or NaN: missing
     groups: Iterable[Hashable] | None = None,   # the question (or seed) of each; None: each stands alone
@@ -180,7 +180,7 @@ def estimate(
     se = float(robust(sums, sizes)[2]) if len(sums) > 1 else None
     return Estimate(value=float(seen.mean()), low=low, high=high, extremes=extremes, se=se, method=method, **facts)
 
-# %% ../nbs/20_intervals.ipynb #d27763b6
+# %% ../nbs/20_intervals.ipynb #ae3571f7
 FLIPS = 9999
 
 @lru_cache(8)
@@ -191,7 +191,7 @@ def signs(groups: int, seed: int = 0) -> np.ndarray:
 
 signs(2)
 
-# %% ../nbs/20_intervals.ipynb #4a7e3b48
+# %% ../nbs/20_intervals.ipynb #6bc3dc06
 def sign_flip_p(
     sums: np.ndarray,   # differences added up by group: (..., groups)
     seed: int = 0,
@@ -202,7 +202,7 @@ def sign_flip_p(
     far = (np.abs(sums @ flips.T) >= observed[..., None]*(1 - 1e-9) - 1e-12).sum(-1)
     return far/len(flips) if 2**sums.shape[-1] <= FLIPS else (far + 1)/(len(flips) + 1)
 
-# %% ../nbs/20_intervals.ipynb #08701763
+# %% ../nbs/20_intervals.ipynb #bb6a4e2e
 class Comparison(BaseModel):
     "The second system less the first, on the same questions."
     model_config = ConfigDict(frozen=True)
@@ -211,14 +211,14 @@ class Comparison(BaseModel):
 
     def __str__(self): return f'{self.difference}' + (f', p = {self.p:.4f}' if self.p is not None else '')
 
-# %% ../nbs/20_intervals.ipynb #8fa8e287
+# %% ../nbs/20_intervals.ipynb #32e49d99
 def by_group(values: Iterable[float | None], groups: Iterable[Hashable]) -> dict[Hashable, float | None]:
     "The mean of each group; None where it has no value."
     kept = {}
     for value, group in zip(numbers(values), groups, strict=True): kept.setdefault(group, []).extend([] if np.isnan(value) else [value])
     return {g: float(np.mean(v)) if v else None for g, v in kept.items()}
 
-# %% ../nbs/20_intervals.ipynb #16a4e02e
+# %% ../nbs/20_intervals.ipynb #9f9fda5a
 def compare(
     first: Iterable[float | None],
     second: Iterable[float | None],
@@ -240,7 +240,7 @@ def compare(
     sums = group_sums(apart, groups).sums
     return Comparison(difference=difference, p=float(sign_flip_p(sums, seed)) if len(sums) > 1 else None)
 
-# %% ../nbs/20_intervals.ipynb #6500ff3d
+# %% ../nbs/20_intervals.ipynb #6b57d40d
 def power(
     groups: float | np.ndarray,     # questions
     difference: float,              # that we would like to see
@@ -254,7 +254,8 @@ def power(
 
 def groups_needed(difference: float, spread: float, chance: float = .8, level: float = .95) -> int:
     "The smallest number of questions that finds a difference with this chance. Raises ValueError for no difference or no spread."
-    if not difference or not spread or spread < 0: raise ValueError('a difference of 0 is never found, and a spread of 0 needs no statistics')
+    if not difference or not spread or spread < 0:
+        raise ValueError('a difference of 0 is never found, and a spread of 0 needs no statistics')
     n = 2*max(1, int((stats.norm.ppf((1 + level)/2) + stats.norm.ppf(chance))**2*(spread/difference)**2) + 8)
     enough = power(np.arange(2, n), difference, spread, level) >= chance
     return int(np.argmax(enough)) + 2
