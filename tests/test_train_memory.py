@@ -158,6 +158,8 @@ def test_hidden_states_kept_between_layers(bench, kind):
 def test_a_backward_pass_of_a_real_shape_counted_without_memory(bench, heads, kv, kind, quantization, capsys, monkeypatch):
     import trl.kernels.chunked_logprob as chunked
     for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"): monkeypatch.setattr(chunked, name, getattr(chunked, name))     # put back
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 64)    # or the logits of so small a decoder would hide its layers
+    monkeypatch.setattr(tm, "TILE", (4096, 64))
     s = Shape(512, 2, heads, kv, 64, 1536, 1000, True, kind)
     assert bench.count("a shape", s, Step(quantization, 4, answers=4, micro=4, prompt=500, answer=700)), capsys.readouterr().out
 
@@ -204,6 +206,18 @@ def test_names_folders_and_files(tmp_path, bench):
         if s.vision: continue
         bench.configured(s).save_pretrained(tmp_path)
         assert shape_of(str(tmp_path)) == shape_of(str(tmp_path/"config.json")) == s, name
+
+
+def test_files_as_they_are_published(tmp_path):
+    "Without head_dim, as Qwen2.5's; nested, as Qwen2.5-VL's newer ones."
+    text = dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008, vocab_size=151936)
+    file = tmp_path/"config.json"
+    file.write_text(json.dumps(text | dict(model_type="qwen2", tie_word_embeddings=True)))
+    assert shape_of(str(file)) == SHAPES["Qwen/Qwen2.5-3B"]
+    file.write_text(json.dumps(dict(model_type="qwen2_5_vl", tie_word_embeddings=True, text_config=text, vision_config=dict(out_hidden_size=2048))))
+    assert shape_of(str(file)) == SHAPES["Qwen/Qwen2.5-VL-3B"]
+    file.write_text(json.dumps(dict(model_type="qwen2_5_vl", text_config=text | dict(tie_word_embeddings=True), vision_config={})))
+    assert shape_of(str(file)).tied
 
 
 def test_the_embedded_backbone_s_own_file():
