@@ -3,19 +3,18 @@
 # %% auto #0
 __all__ = ['WAYS', 'Game', 'points', 'win_rates', 'outcomes', 'Strengths', 'bradley_terry']
 
-# %% ../nbs/20_arena.ipynb #c92f9d30
+# %% ../nbs/20_arena.ipynb #a2270cab
 import math
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy import optimize, stats
 
 from .agreement import won_by_first
 from .intervals import Estimate, codes, estimate
 
-# %% ../nbs/20_arena.ipynb #1975203c
+# %% ../nbs/20_arena.ipynb #6de63f26
 class Game(NamedTuple):
     "Two systems' answers to one question, and who won."
     first: str              # the system whose answer was shown first
@@ -23,7 +22,7 @@ class Game(NamedTuple):
     verdict: str | None     # A: the first; B; Tie, Tie(A), Tie(B): a tie, and to whom it leans; None: the judge failed
     question: Hashable = None
 
-# %% ../nbs/20_arena.ipynb #00ebef28
+# %% ../nbs/20_arena.ipynb #62cf7547
 WAYS = ('forced', 'decided', 'tie 0', 'tie 0.5')
 
 def points(verdict: str | None, was_first: bool) -> dict[str, float | None]:
@@ -34,7 +33,7 @@ def points(verdict: str | None, was_first: bool) -> dict[str, float | None]:
     leaning = {'Tie(A)': float(was_first), 'Tie(B)': float(not was_first), 'Tie': None}
     return {'forced': leaning.get(verdict, won), 'decided': won if side else None, 'tie 0': won, 'tie 0.5': won if side else .5}
 
-# %% ../nbs/20_arena.ipynb #5ed23773
+# %% ../nbs/20_arena.ipynb #339af9c4
 def win_rates(
     games: Iterable[Game],
     level: float = .95,
@@ -49,7 +48,7 @@ def win_rates(
     rate = lambda played, way: estimate([p[way] for _, p in played], [q for q, _ in played], level=level, seed=seed)
     return {name: {way: rate(played, way) for way in WAYS} for name, played in found.items()}
 
-# %% ../nbs/20_arena.ipynb #21dc2ce7
+# %% ../nbs/20_arena.ipynb #e6b96522
 def outcomes(pairs: np.ndarray, systems: int) -> np.ndarray:
     "The points of first wins, tie, second wins: (games, 3, systems + 1). pairs: (games, 2), numbers of systems."
     first, second = np.eye(systems + 1)[pairs.T]
@@ -59,7 +58,7 @@ def outcomes(pairs: np.ndarray, systems: int) -> np.ndarray:
 
 outcomes(np.array([[0, 1]]), 2)[0]
 
-# %% ../nbs/20_arena.ipynb #3c00b778
+# %% ../nbs/20_arena.ipynb #a9728d7d
 def _expected(theta, points):
     "Log-probabilities of the outcomes, mean point, and what happened on average: for each game."
     logits = points @ theta
@@ -72,7 +71,7 @@ def _curvature(theta, points, weights):
     off = points - mean[:, None]
     return np.einsum('g,gk,gki,gkj->ij', weights, np.exp(log_p), off, off)
 
-# %% ../nbs/20_arena.ipynb #84af7bc5
+# %% ../nbs/20_arena.ipynb #84fcfd61
 class _Fit(NamedTuple):
     theta: np.ndarray       # strengths, then log nu
     slopes: np.ndarray      # (games, parameters)
@@ -87,7 +86,7 @@ def _made_up(systems):
     played, result = np.concatenate([against, against, equals, equals]), np.repeat([0, 2, 1, 0], [systems, systems, 1, 1])
     return played, result, np.full(len(played), .5)
 
-# %% ../nbs/20_arena.ipynb #fc62e3b2
+# %% ../nbs/20_arena.ipynb #60076b62
 def _fit(pairs, result, systems) -> _Fit:
     "Maximum likelihood. result: 0 the first won, 1 tie, 2 the second."
     made, made_result, made_weights = _made_up(systems)
@@ -103,7 +102,7 @@ def _fit(pairs, result, systems) -> _Fit:
     slopes = weights[:, None]*(points[index, happened] - _expected(theta, points)[1])
     return _Fit(theta, slopes, curve(theta))
 
-# %% ../nbs/20_arena.ipynb #085b1b5e
+# %% ../nbs/20_arena.ipynb #7e280fce
 def _errors(fit, groups, systems, real):
     "Standard errors of the strengths less their mean: (systems,)."
     group = np.append(groups, groups.max() + 1 + np.arange(len(fit.slopes) - real))
@@ -113,7 +112,7 @@ def _errors(fit, groups, systems, real):
     spread = centre @ bread @ (scatter.T @ scatter) @ bread @ centre.T
     return np.sqrt(np.diag(spread)*n/(n - 1)) if n > 1 else None
 
-# %% ../nbs/20_arena.ipynb #4983f536
+# %% ../nbs/20_arena.ipynb #65e5c537
 class Strengths(NamedTuple):
     "What an arena says about its systems."
     systems: dict[str, Estimate]    # log-strengths, mean 0, the strongest first
@@ -124,7 +123,7 @@ class Strengths(NamedTuple):
         gap = math.exp((self.systems[one].value - self.systems[other].value)/2)
         return (gap + self.ties/2)/(gap + 1/gap + self.ties)
 
-# %% ../nbs/20_arena.ipynb #f2f388c0
+# %% ../nbs/20_arena.ipynb #861dbe45
 def bradley_terry(games: Iterable[Game], level: float = .95) -> Strengths:
     "Davidson's (1970) strengths with intervals by question. Raises ValueError where a system plays itself, or no game was judged."
     games = list(games)

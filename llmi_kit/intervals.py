@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['DRAWS', 'RARE', 'APART', 'FLIPS', 'Estimate', 'Sums', 'numbers', 'codes', 'group_sums', 'robust', 't_limits', 'draws',
-           'studentized', 'wilson', 'widened', 'rare', 'estimate', 'signs', 'sign_flip_p', 'Comparison', 'by_group',
-           'compare', 'power', 'groups_needed']
+           'studentized', 'wilson', 'widened', 'rare', 'within_reach', 'estimate', 'signs', 'sign_flip_p', 'Comparison',
+           'by_group', 'compare', 'power', 'groups_needed']
 
-# %% ../nbs/20_intervals.ipynb #19f3a515
+# %% ../nbs/20_intervals.ipynb #08eead6c
 from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
-# %% ../nbs/20_intervals.ipynb #ba01b545
+# %% ../nbs/20_intervals.ipynb #5e5d01e8
 class Estimate(BaseModel):
     "A number with its interval and what it rests on."
     model_config = ConfigDict(frozen=True)
@@ -40,7 +40,7 @@ class Estimate(BaseModel):
         lost = f', {self.missing} missing' if self.missing else ''
         return f'{self.value:.3f} ({between}; {self.n} in {self.groups} groups{lost})'
 
-# %% ../nbs/20_intervals.ipynb #67809591
+# %% ../nbs/20_intervals.ipynb #04799164
 class Sums(NamedTuple):
     "Observations added up by group."
     sums: np.ndarray    # (groups,)
@@ -58,7 +58,7 @@ def codes(groups: Iterable[Hashable]) -> np.ndarray:
     index = {}
     return np.array([index.setdefault(g, len(index)) for g in groups], int)
 
-# %% ../nbs/20_intervals.ipynb #8931beea
+# %% ../nbs/20_intervals.ipynb #2bc0d06d
 def group_sums(
     values: Iterable[float | None],
     groups: Iterable[Hashable] | None = None,   # what each value belongs to; None: each stands alone
@@ -72,7 +72,7 @@ def group_sums(
     sums = np.bincount(group[seen], values[seen])
     return Sums(sums[sizes > 0], sizes[sizes > 0], int((~seen).sum()))
 
-# %% ../nbs/20_intervals.ipynb #6f3ba88a
+# %% ../nbs/20_intervals.ipynb #3ec67a66
 def robust(
     sums: np.ndarray,   # (..., groups)
     sizes: np.ndarray,
@@ -83,14 +83,14 @@ def robust(
     residuals = sums - mean[..., None]*sizes
     return mean, residuals, np.sqrt((residuals**2).sum(-1)*groups/(groups - 1))/n
 
-# %% ../nbs/20_intervals.ipynb #c89458a1
+# %% ../nbs/20_intervals.ipynb #5dd50e6d
 def t_limits(sums: np.ndarray, sizes: np.ndarray, level: float = .95) -> tuple[np.ndarray, np.ndarray]:
     "Mean minus and plus error times t. Shapes (..., groups) -> (...)."
     mean, _, se = robust(sums, sizes)
     reach = stats.t.ppf((1 + level)/2, sums.shape[-1] - 1)*se
     return mean - reach, mean + reach
 
-# %% ../nbs/20_intervals.ipynb #ea82924a
+# %% ../nbs/20_intervals.ipynb #0be7761f
 DRAWS = 2000
 
 @lru_cache(8)
@@ -98,7 +98,7 @@ def draws(groups: int, seed: int = 0) -> np.ndarray:
     "How often each group comes in each resample: (groups, DRAWS)."
     return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1/groups), size=DRAWS).T.astype(float)
 
-# %% ../nbs/20_intervals.ipynb #a30e6a08
+# %% ../nbs/20_intervals.ipynb #e40e85aa
 def studentized(
     sums: np.ndarray,   # (..., groups)
     sizes: np.ndarray,
@@ -117,7 +117,7 @@ def studentized(
     upper, lower = np.quantile(t, [(1 + level)/2, (1 - level)/2], axis=-1, method='nearest')
     return mean - upper*se, mean - lower*se
 
-# %% ../nbs/20_intervals.ipynb #91bb89d1
+# %% ../nbs/20_intervals.ipynb #ee3928e2
 def wilson(sums: np.ndarray, sizes: np.ndarray, level: float = .95) -> tuple[np.ndarray, np.ndarray]:
     "Limits of a share from its effective number of observations. Shapes (..., groups) -> (...)."
     p, _, se = robust(sums, sizes)
@@ -127,13 +127,13 @@ def wilson(sums: np.ndarray, sizes: np.ndarray, level: float = .95) -> tuple[np.
     middle, reach = p + z*z/2/effective, z*np.sqrt(p*(1 - p)/effective + (z/2/effective)**2)
     return (middle - reach)/(1 + z*z/effective), (middle + reach)/(1 + z*z/effective)
 
-# %% ../nbs/20_intervals.ipynb #768b03ac
+# %% ../nbs/20_intervals.ipynb #439e75f5
 def widened(sums: np.ndarray, sizes: np.ndarray, bounds: tuple[float, float], level: float = .95) -> tuple[float, float]:
     "Limits from t with a made-up group at each bound, of ordinary size."
     size = sizes.mean()
     return t_limits(np.append(sums, np.array(bounds)*size), np.append(sizes, [size, size]), level)
 
-# %% ../nbs/20_intervals.ipynb #86c85a70
+# %% ../nbs/20_intervals.ipynb #a4418a8a
 RARE, APART = 10, 6     # both chosen by the coverage measured at the end of this notebook
 
 def rare(sums: np.ndarray, sizes: np.ndarray) -> bool:
@@ -143,13 +143,19 @@ def rare(sums: np.ndarray, sizes: np.ndarray) -> bool:
     exceptions = (off > APART*usual + 1e-9).sum()
     return bool(exceptions < min(RARE, len(off)/2) and (exceptions or usual < 1e-9))
 
-# %% ../nbs/20_intervals.ipynb #6caf9619
+def within_reach(sums: np.ndarray, sizes: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
+    "The bounds, or three times as far from the median as the farthest exception if that is less; the bounds where all are equal."
+    middle = np.median(sums/sizes)
+    reach = 3*np.abs(sums/sizes - middle).max() or np.inf
+    return max(bounds[0], middle - reach), min(bounds[1], middle + reach)
+
+# %% ../nbs/20_intervals.ipynb #297b3068
 def _limits(sums, sizes, is_share, bounds, level, seed):
     "(method, low, high) by what the values look like."
     if len(sums) < 2: return 'one group says nothing about others', None, None
     if is_share: return 'wilson', *wilson(sums, sizes, level)
     known = np.isfinite(bounds).all()
-    if known and rare(sums, sizes): return 'rare events', *widened(sums, sizes, bounds, level)
+    if known and rare(sums, sizes): return 'rare events', *widened(sums, sizes, within_reach(sums, sizes, bounds), level)
     if not robust(sums, sizes)[2]: return 'all groups are alike: give finite bounds', None, None
     if len(sums) < 5: return 't', *t_limits(sums, sizes, level)
     low, high = studentized(sums, sizes, level, seed)
@@ -157,7 +163,7 @@ def _limits(sums, sizes, is_share, bounds, level, seed):
     lowest, highest = widened(sums, sizes, bounds, level)
     return 'studentized', max(low, lowest), min(high, highest)
 
-# %% ../nbs/20_intervals.ipynb #006af630
+# %% ../nbs/20_intervals.ipynb #5947bba4
 def estimate(
     values: Iterable[float | None],             # one an observation; None or NaN: missing
     groups: Iterable[Hashable] | None = None,   # the question (or seed) of each; None: each stands alone
@@ -180,7 +186,7 @@ def estimate(
     se = float(robust(sums, sizes)[2]) if len(sums) > 1 else None
     return Estimate(value=float(seen.mean()), low=low, high=high, extremes=extremes, se=se, method=method, **facts)
 
-# %% ../nbs/20_intervals.ipynb #ae3571f7
+# %% ../nbs/20_intervals.ipynb #3acfd70e
 FLIPS = 9999
 
 @lru_cache(8)
@@ -191,7 +197,7 @@ def signs(groups: int, seed: int = 0) -> np.ndarray:
 
 signs(2)
 
-# %% ../nbs/20_intervals.ipynb #6bc3dc06
+# %% ../nbs/20_intervals.ipynb #2d935d48
 def sign_flip_p(
     sums: np.ndarray,   # differences added up by group: (..., groups)
     seed: int = 0,
@@ -202,7 +208,7 @@ def sign_flip_p(
     far = (np.abs(sums @ flips.T) >= observed[..., None]*(1 - 1e-9) - 1e-12).sum(-1)
     return far/len(flips) if 2**sums.shape[-1] <= FLIPS else (far + 1)/(len(flips) + 1)
 
-# %% ../nbs/20_intervals.ipynb #bb6a4e2e
+# %% ../nbs/20_intervals.ipynb #bcd0c29d
 class Comparison(BaseModel):
     "The second system less the first, on the same questions."
     model_config = ConfigDict(frozen=True)
@@ -211,14 +217,14 @@ class Comparison(BaseModel):
 
     def __str__(self): return f'{self.difference}' + (f', p = {self.p:.4f}' if self.p is not None else '')
 
-# %% ../nbs/20_intervals.ipynb #32e49d99
+# %% ../nbs/20_intervals.ipynb #0f4c6879
 def by_group(values: Iterable[float | None], groups: Iterable[Hashable]) -> dict[Hashable, float | None]:
     "The mean of each group; None where it has no value."
     kept = {}
     for value, group in zip(numbers(values), groups, strict=True): kept.setdefault(group, []).extend([] if np.isnan(value) else [value])
     return {g: float(np.mean(v)) if v else None for g, v in kept.items()}
 
-# %% ../nbs/20_intervals.ipynb #9f9fda5a
+# %% ../nbs/20_intervals.ipynb #43698e8c
 def compare(
     first: Iterable[float | None],
     second: Iterable[float | None],
@@ -240,7 +246,7 @@ def compare(
     sums = group_sums(apart, groups).sums
     return Comparison(difference=difference, p=float(sign_flip_p(sums, seed)) if len(sums) > 1 else None)
 
-# %% ../nbs/20_intervals.ipynb #6b57d40d
+# %% ../nbs/20_intervals.ipynb #1e50af5e
 def power(
     groups: float | np.ndarray,     # questions
     difference: float,              # that we would like to see

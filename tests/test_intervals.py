@@ -22,13 +22,17 @@ def rewards(groups, size=3, sets=2000, seed=0):
 
 
 # --- means
-@pytest.mark.parametrize('groups', [6, 12, 30, 100])
+@pytest.mark.parametrize('groups', [8, 12, 30, 100])
 def test_clustered_intervals_cover_and_naive_ones_do_not(groups):
     x = rewards(groups)
     sums, sizes = x.sum(-1), np.full(x.shape[:2], 3.)
     assert 93 <= covered(studentized(sums, sizes), 4/4.8) <= 97
     flat = x.reshape(len(x), -1)
     assert covered(t_limits(flat, np.ones_like(flat)), 4/4.8) < 80
+
+def test_five_groups_are_a_little_short():
+    x = np.concatenate([rewards(5, seed=s) for s in range(3)])
+    assert 92 <= covered(studentized(x.sum(-1), np.full(x.shape[:2], 3.)), 4/4.8) <= 97
 
 def test_groups_of_unequal_size_are_covered():
     rng = np.random.default_rng(0)
@@ -59,10 +63,18 @@ def test_rare_failures_are_covered(groups):
 
 @pytest.mark.parametrize('groups', [5, 20, 100])
 def test_estimate_as_a_whole_covers(groups):
-    x = np.clip(.6 + .05*(rewards(groups, sets=1000, seed=3) - 4/4.8), 0, 1)
+    x = .5 + .1*np.random.default_rng(3).normal(size=(1000, groups, 1)) + .05*np.random.default_rng(4).normal(size=(1000, groups, 3))
+    x = np.clip(x, 0, 1)
     labels = np.repeat(np.arange(groups), 3)
     drawn = [estimate(one.ravel(), labels) for one in x]
-    assert 92.5 <= 100*np.mean([e.low <= .6 <= e.high for e in drawn]) <= 97.5
+    assert 93 <= 100*np.mean([e.low <= .5 <= e.high for e in drawn]) <= 97
+
+def test_narrow_rewards_get_narrow_intervals():
+    "What could be is not stretched to the bounds when nothing like it was seen."
+    x = .6 + .05*(rewards(50, size=1, sets=300, seed=3)[..., 0] - 4/4.8)
+    drawn = [estimate(one) for one in x]
+    assert np.mean([e.low <= .6 <= e.high for e in drawn]) >= .93
+    assert np.mean([e.high - e.low for e in drawn]) < .01
 
 def test_missing_values_are_counted_and_bound_the_mean():
     e = estimate([1, None, .5, float('nan'), .5, 0], 'aabbcd')
@@ -160,10 +172,11 @@ def test_kappa_is_scikit_learns_and_its_interval_covers(weights):
     truth = float(kappa_of(features(*judges(200_000, 3, rng), weights).sum(0), weights))
     for groups, size in ((24, 8), (100, 3)):
         question = np.repeat(np.arange(groups), size)
-        drawn = [judges(groups, size, rng) for _ in range(500)]
-        hits = lambda g: 100*np.mean([e.low <= truth <= e.high for e in (kappa(a, b, weights, g) for a, b in drawn)])
-        assert 92 <= hits(question) <= 98
-        assert hits(None) < 92
+        drawn = [judges(groups, size, rng) for _ in range(400)]
+        clustered, naive = ([kappa(a, b, weights, g) for a, b in drawn] for g in (question, None))
+        rate = lambda found: 100*np.mean([e.low <= truth <= e.high for e in found])
+        assert 92.5 <= rate(clustered) <= 97.5
+        if size == 8: assert rate(naive) < 90
 
 def test_kappa_of_judges_that_hardly_differ():
     few = [1, 2, 3, 4, 5]*5
@@ -229,16 +242,16 @@ def arena(questions, rng, strengths=(-1, -.4, 0, .4, 1.), nu=.7, suits=1.2):
     a, b = np.tile(np.triu_indices(len(strengths), 1), 2)
     logits = np.stack([theta[:, a], np.log(nu) + (theta[:, a] + theta[:, b])/2, theta[:, b]], -1)
     said = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
-    return [Game(f's{i}', f's{j}', ('A', 'Tie', 'B')[said[q, k]], q) for q in range(questions) for k, (i, j) in enumerate(zip(a, b))]
+    return [Game(f's{i}', f's{j}', ('A', 'Tie', 'B')[said[q, k]], q) for q in range(questions) for k, (i, j) in enumerate(zip(a, b, strict=True))]
 
 def test_strengths_are_found_again_and_covered():
     plain = bradley_terry(arena(1500, np.random.default_rng(0), suits=0))
     assert [round(e.value, 1) for e in plain.systems.values()] == [1., .4, 0, -.4, -1.] and plain.ties == pytest.approx(.7, abs=.05)
     truth = {n: e.value for n, e in bradley_terry(arena(3000, np.random.default_rng(999))).systems.items()}
-    drawn = [arena(30, np.random.default_rng(seed)) for seed in range(150)]
+    drawn = [arena(30, np.random.default_rng(seed)) for seed in range(100)]
     hits = lambda games: [e.low <= truth[n] <= e.high for n, e in bradley_terry(games).systems.items()]
     assert .92 <= np.mean([hits(d) for d in drawn]) <= .98
-    assert np.mean([hits([g._replace(question=None) for g in d]) for d in drawn[:80]]) < .9
+    assert np.mean([hits([g._replace(question=None) for g in d]) for d in drawn[:50]]) < .9
 
 def test_who_won_everything_is_not_certain():
     e = bradley_terry([Game('x', 'y', 'A', q) for q in range(10)]).systems['x']
