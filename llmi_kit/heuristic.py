@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['apply', 'tags_grade', 'HeuristicJudge']
 
-# %% ../nbs/11_heuristic.ipynb #32aa2a68
+# %% ../nbs/11_heuristic.ipynb #28756d4c
 import asyncio
 from collections.abc import Callable
 from functools import cached_property
@@ -18,17 +18,17 @@ from . import picture_rules  # noqa: F401  registers its rules
 from .tools.photos import Embedder
 from .verdict import Reads, Verdict
 
-# %% ../nbs/11_heuristic.ipynb #01122735
+# %% ../nbs/11_heuristic.ipynb #0567151f
 def _graded(losses: list[tuple[float, str]]) -> tuple[float, str]:
     "Grade and reasons from what each rule takes."
     told = sorted({(round(l, 2), why) for l, why in losses if l >= .05}, reverse=True)[:3]
     return round(max(1., 5 - sum(l for l, _ in losses)), 2), '; '.join(f'{why} (-{l:g})' for l, why in told)
 
-# %% ../nbs/11_heuristic.ipynb #95b36153
+# %% ../nbs/11_heuristic.ipynb #64c5f40a
 def _mean(graded: list[tuple[float, str]]) -> tuple[float, str]:
     return round(float(np.mean([g for g, _ in graded])), 2), '; '.join(dict.fromkeys(w for _, w in graded if w))
 
-# %% ../nbs/11_heuristic.ipynb #5c90c363
+# %% ../nbs/11_heuristic.ipynb #67c23cd9
 def apply(
     grade: str,         # a key of RULES
     r: Reading,
@@ -38,14 +38,14 @@ def apply(
     about = (r,) if tag is None else (r, tag)
     return _graded([(float(rule.check(*about)), rule.why) for rule in RULES[grade]])
 
-# %% ../nbs/11_heuristic.ipynb #505bdcb3
+# %% ../nbs/11_heuristic.ipynb #c6154a6d
 def tags_grade(r: Reading) -> tuple[float, str]:
     "The mean of the tags' grades, less what the rules about all of them take."
     each, why = _mean([apply('tag', r, t) for t in r.tags]) if r.tags else (5., '')
     whole, more = apply('image', r)
     return round(max(1., each - (5 - whole)), 2), '; '.join(filter(None, (more, why)))
 
-# %% ../nbs/11_heuristic.ipynb #e092ff20
+# %% ../nbs/11_heuristic.ipynb #f29c71b2
 class HeuristicJudge:
     "Rules instead of a model, for either grade; the same answer always gets the same grades. What it can't see: nbs/11_heuristic.ipynb."
     def __init__(self, reads: Reads, embed: Callable | None = None): self.reads, self._embed = reads, embed

@@ -5,7 +5,7 @@ __all__ = ['NONE', 'FREE', 'SOME', 'DIFFICULTY', 'SHARES', 'SILENT', 'THOUGHT', 
            'unit', 'text_part', 'pictures_part', 'hybrid_reward', 'distinct_pictures', 'ToolUse', 'tool_use', 'Reward',
            'heard', 'default_reward', 'nothing', 'reference_reward', 'score', 'summary']
 
-# %% ../nbs/12_reward.ipynb #cd4b7165
+# %% ../nbs/12_reward.ipynb #9b8f8706
 import re
 from collections.abc import Iterable
 from hashlib import sha256
@@ -21,7 +21,7 @@ from .picture import Failure, Picture
 from .verdict import GRADES, Verdict
 from .writer import spoken
 
-# %% ../nbs/12_reward.ipynb #c8b9a860
+# %% ../nbs/12_reward.ipynb #af3ef23a
 NONE, FREE, SOME = -1, 0, 99
 
 def image_count_score(
@@ -37,7 +37,7 @@ def image_count_score(
     if split == 'test' or n_images == image_num: return float(n_images == image_num)
     return n_images/image_num if n_images < image_num else max(0., 1 - .3*(n_images - image_num))
 
-# %% ../nbs/12_reward.ipynb #6e1c973f
+# %% ../nbs/12_reward.ipynb #3d80d508
 DIFFICULTY = dict(code=.4, edit=.3, search=.2, diffusion=.1)
 
 def tool_use_score(
@@ -52,7 +52,7 @@ def tool_use_score(
     share = lambda tools: fsum(DIFFICULTY[t] for t in required & tools)/fsum(DIFFICULTY[t] for t in required)
     return .5*share(attempted) + .5*share(succeeded) if required else 0.
 
-# %% ../nbs/12_reward.ipynb #af2ada57
+# %% ../nbs/12_reward.ipynb #b8d72dfd
 SHARES = dict(llm=(1.4, .6), mllm=(1.5, .5))    # text and tags in L, for text backbones and for multimodal ones
 
 def unit(grade: float) -> float:
@@ -60,19 +60,19 @@ def unit(grade: float) -> float:
     if not 1 <= grade <= 5: raise ValueError(f'grades are 1 to 5, not {grade}: a judge that gave none has no verdict')
     return (grade - 1)/4
 
-# %% ../nbs/12_reward.ipynb #94856d94
+# %% ../nbs/12_reward.ipynb #c4d772be
 def text_part(text: float, image: float, weights: str = 'llm') -> float:
     "L of the reward, 0 to 1: the text judge's two grades, 1 to 5."
     if weights not in SHARES: raise ValueError(f"weights is llm or mllm, not '{weights}'")
     w_text, w_image = SHARES[weights]
     return (w_text*unit(text) + w_image*unit(image))/(w_text + w_image)
 
-# %% ../nbs/12_reward.ipynb #c325bbaf
+# %% ../nbs/12_reward.ipynb #00946ce6
 def pictures_part(quality: float, task: float, text_image: float) -> float:
     "M of the reward, 0 to 1: the picture judge's three grades, 1 to 5."
     return (unit(quality) + unit(task) + unit(text_image))/3
 
-# %% ../nbs/12_reward.ipynb #4e47e391
+# %% ../nbs/12_reward.ipynb #458a21dd
 def hybrid_reward(
     n: float,           # of `image_count_score`
     text: float,        # text judge: the text, 1 to 5
@@ -86,7 +86,7 @@ def hybrid_reward(
     if not 0 <= n <= 1: raise ValueError(f'the count score is 0 to 1, not {n}')
     return .2*n + .3*pictures_part(quality, task, text_image)*n + .5*text_part(text, image, weights)
 
-# %% ../nbs/12_reward.ipynb #e2ac27db
+# %% ../nbs/12_reward.ipynb #9086107e
 def _pixels(picture): return sha256(picture.pil().convert('RGBA').tobytes()).hexdigest()
 
 def distinct_pictures(document: Document) -> int:
@@ -94,7 +94,7 @@ def distinct_pictures(document: Document) -> int:
     given = {_pixels(p) for p in document.inputs}
     return len({_pixels(t.result) for t in document.tags if isinstance(t.result, Picture)} - given)
 
-# %% ../nbs/12_reward.ipynb #65d91a7e
+# %% ../nbs/12_reward.ipynb #ce763ca1
 class ToolUse(BaseModel):
     "Which tools a question needs and which an answer tried; logged, not part of the reward."
     model_config = ConfigDict(frozen=True)
@@ -103,7 +103,7 @@ class ToolUse(BaseModel):
     succeeded: tuple[str, ...] = ()
     score: float = 0.       # see `tool_use_score`
 
-# %% ../nbs/12_reward.ipynb #55de47fe
+# %% ../nbs/12_reward.ipynb #64b2e0cd
 def tool_use(document: Document, row: Row) -> ToolUse:
     "The tools of an answer against those of its question."
     tags = [t for t in document.tags if not t.error and t.source in DIFFICULTY]
@@ -111,7 +111,7 @@ def tool_use(document: Document, row: Row) -> ToolUse:
     required = sorted(row.extra_info.tools)
     return ToolUse(required=required, attempted=sorted(tried), succeeded=sorted(worked), score=tool_use_score(required, tried, worked))
 
-# %% ../nbs/12_reward.ipynb #b468d889
+# %% ../nbs/12_reward.ipynb #c70739e6
 class Reward(BaseModel):
     "What an answer is worth, from what, and what is missing."
     model_config = ConfigDict(frozen=True)
@@ -132,14 +132,14 @@ class Reward(BaseModel):
         "The judges' grades, 1 to 5, by name."
         return {k: v for verdict in self.verdicts.values() for k, v in verdict.grades.items()}
 
-# %% ../nbs/12_reward.ipynb #7e9063f6
+# %% ../nbs/12_reward.ipynb #377f1b1a
 def _sum(count, text, pictures, judged):
     "The reward, or None where a verdict is missing that would change it."
     if text is None or judged and pictures is None and count > 0: return None
     if not judged and count > 0: return (.2*count + .5*text)/.7
     return .2*count + .3*count*(pictures or 0) + .5*text
 
-# %% ../nbs/12_reward.ipynb #b6d8693e
+# %% ../nbs/12_reward.ipynb #7d7d850b
 def heard(document: Document) -> Document:
     "The document without the thinking before the answer; pictures that were only thought about are gone."
     said = spoken(document.answer)
@@ -148,7 +148,7 @@ def heard(document: Document) -> Document:
     moved = [t.model_copy(update=dict(start=t.start - cut, end=t.end - cut)) for t in document.tags if t.start >= cut]
     return document.model_copy(update=dict(answer=said, tags=moved if said else []))
 
-# %% ../nbs/12_reward.ipynb #17d9eb5e
+# %% ../nbs/12_reward.ipynb #7e48b33c
 def _cost(document, verdicts):
     origins = [t.result.origin for t in document.tags if isinstance(t.result, Picture)]
     return sum(o.cost for o in origins) + sum(v.cost for v in verdicts.values())
@@ -157,13 +157,13 @@ def _busy(document, verdicts):
     ran = [t.call.finished - t.call.started for t in document.tags if t.call and not t.call.cached]
     return sum(ran) + sum(v.seconds for v in verdicts.values())
 
-# %% ../nbs/12_reward.ipynb #39f87685
+# %% ../nbs/12_reward.ipynb #a73257df
 def _facts(document, row, verdicts):
     "What every reward says besides its numbers."
     return dict(image_num=row.extra_info.image_num, verdicts=verdicts, tools=tool_use(document, row),
                 cost=_cost(document, verdicts), seconds=_busy(document, verdicts))
 
-# %% ../nbs/12_reward.ipynb #0217d4cc
+# %% ../nbs/12_reward.ipynb #c388b89c
 def default_reward(document: Document, row: Row, verdicts: dict[str, Verdict], weights: str = 'llm') -> Reward:
     "The reward of a heard document from its verdicts."
     n = distinct_pictures(document)
@@ -174,7 +174,7 @@ def default_reward(document: Document, row: Row, verdicts: dict[str, Verdict], w
     value, missing = _sum(count, text, pictures, not looks.skipped), [f'{k}: {v.failure.message}' for k, v in verdicts.items() if v.failure]
     return Reward(value=value, count=count, text=text, pictures=pictures, n_pictures=n, missing=missing, **_facts(document, row, verdicts))
 
-# %% ../nbs/12_reward.ipynb #edbe8795
+# %% ../nbs/12_reward.ipynb #31b30fd8
 SILENT = Failure(kind='invalid', message='the answer is empty')
 
 def nothing(row: Row) -> Reward:
@@ -183,7 +183,7 @@ def nothing(row: Row) -> Reward:
     tools = ToolUse(required=sorted(row.extra_info.tools))
     return Reward(value=0., count=0., text=0., pictures=None, image_num=row.extra_info.image_num, verdicts=silent, tools=tools)
 
-# %% ../nbs/12_reward.ipynb #c7530b9c
+# %% ../nbs/12_reward.ipynb #8ee85ee0
 THOUGHT = re.compile(r'<think>.*?</think>', re.S)
 
 def _as_released(document, verdicts):
@@ -195,7 +195,7 @@ def _as_released(document, verdicts):
     if n > 10: looks = dict.fromkeys(GRADES['pictures'], 1)
     return words | (dict(image=5) if not document.tags else {}), looks
 
-# %% ../nbs/12_reward.ipynb #36ce712d
+# %% ../nbs/12_reward.ipynb #afa096d7
 def reference_reward(document: Document, row: Row, verdicts: dict[str, Verdict], weights: str = 'llm') -> Reward:
     "The reward as the official release computes it (arXiv 2509.13642, with its defects). Never None."
     said = THOUGHT.sub('', ''.join(p for p in document.text_and_tags() if isinstance(p, str)))
@@ -207,7 +207,7 @@ def reference_reward(document: Document, row: Row, verdicts: dict[str, Verdict],
     facts = _facts(document, row, verdicts)
     return Reward(value=value, count=count, text=text, pictures=pictures, n_pictures=n, variant='reference', **facts)
 
-# %% ../nbs/12_reward.ipynb #f4684c32
+# %% ../nbs/12_reward.ipynb #5cc8b2ec
 Variant = Literal['default', 'reference']
 
 async def score(
@@ -225,7 +225,7 @@ async def score(
     if not document.answer.strip(): return nothing(row)
     return default_reward(document, row, await judges(document, row), weights)
 
-# %% ../nbs/12_reward.ipynb #8b6f9e22
+# %% ../nbs/12_reward.ipynb #8e8e9734
 def summary(rewards: Iterable[Reward]) -> pd.Series:
     "Means of the value, its parts, the grades and the tool use; how many answers, and how many without a value."
     rewards = list(rewards)

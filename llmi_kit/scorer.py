@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Scored', 'Scorer', 'row_from', 'TRLReward']
 
-# %% ../nbs/12_scorer.ipynb #e19c0f91
+# %% ../nbs/12_scorer.ipynb #fb651e22
 import asyncio, json
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,13 +17,13 @@ from .reward import THOUGHT, Reward, Variant, score, summary
 from .toolkit import Toolkit, resolve
 from .writer import spoken
 
-# %% ../nbs/12_scorer.ipynb #f725a99d
+# %% ../nbs/12_scorer.ipynb #aeb49b49
 class Scored(NamedTuple):
     "An answer with its pictures, and what it is worth."
     document: Document
     reward: Reward
 
-# %% ../nbs/12_scorer.ipynb #ab02c04a
+# %% ../nbs/12_scorer.ipynb #2edd1caf
 class Scorer:
     "Answers in, rewards out. Can be pickled; tools and judges open in the process that uses them."
     def __init__(self,
@@ -58,7 +58,7 @@ class Scorer:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/12_scorer.ipynb #bdafca1d
+# %% ../nbs/12_scorer.ipynb #b82ef6ff
 async def _call(self: Scorer,
     answer: str,                # as the model wrote it
     row: Row,
@@ -76,13 +76,13 @@ async def _call(self: Scorer,
 
 Scorer.__call__ = _call
 
-# %% ../nbs/12_scorer.ipynb #cc112487
+# %% ../nbs/12_scorer.ipynb #09b07bc1
 def _plain(value):
     "Arrays as lists."
     if isinstance(value, Mapping): return {k: _plain(v) for k, v in value.items()}
     return value.tolist() if hasattr(value, 'tolist') else value
 
-# %% ../nbs/12_scorer.ipynb #c07baeac
+# %% ../nbs/12_scorer.ipynb #36bc49af
 def row_from(
     extra_info: Mapping | str,  # question, image_num, tools, split; a dict or its JSON
     images=None,                # input pictures; None: those in `extra_info`
@@ -97,7 +97,7 @@ def row_from(
     except (ValueError, TypeError) as e:
         raise DataError(f'this can not be scored, as its row is none ({e}): give the columns of llmi_kit.data') from None
 
-# %% ../nbs/12_scorer.ipynb #d6e3fb4a
+# %% ../nbs/12_scorer.ipynb #f8e365b8
 def _text(completion): return completion if isinstance(completion, str) else completion[-1]['content']
 
 def _measures(rewards: list[Reward]) -> dict[str, float]:
@@ -105,7 +105,7 @@ def _measures(rewards: list[Reward]) -> dict[str, float]:
     found = {k: float(v) for k, v in summary(rewards).items() if k != 'answers' and v == v}
     return {f"llmi/{k.replace(' ', '_')}": v for k, v in found.items()}
 
-# %% ../nbs/12_scorer.ipynb #c1ae45c0
+# %% ../nbs/12_scorer.ipynb #80fe1846
 class TRLReward:
     "A reward function for TRL's GRPOTrainer. `last` holds the batch that was scored last, with its documents."
     __name__ = 'llmi_reward'

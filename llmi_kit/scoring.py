@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Answer', 'read_answers', 'Entry', 'Book', 'score_answers']
 
-# %% ../nbs/12_scoring.ipynb #a4aae745
+# %% ../nbs/12_scoring.ipynb #b232aa2b
 import asyncio, json, os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ from .data import DataError, Row
 from .reward import Reward, summary
 from .scorer import Scorer
 
-# %% ../nbs/12_scoring.ipynb #e994b4f9
+# %% ../nbs/12_scoring.ipynb #d6d9f294
 class Answer(BaseModel):
     "A line of a file of answers."
     model_config = ConfigDict(frozen=True)
@@ -25,41 +25,49 @@ class Answer(BaseModel):
     row: int | None = None      # number of the row, from 1
     question: str | None = None # or its question
 
-# %% ../nbs/12_scoring.ipynb #ed1f8eaf
+# %% ../nbs/12_scoring.ipynb #dd14d345
 def _number(answer, line, rows, by_question):
     "The row's number of an answer. Raises ValueError."
     if answer.question is not None and answer.row is None:
         if answer.question.strip() not in by_question: raise ValueError(f"no row asks '{answer.question.strip():.60}'")
         return by_question[answer.question.strip()]
     number = line if answer.row is None else answer.row
-    if not 1 <= number <= len(rows): raise ValueError(f'there is no row {number}: there are {len(rows)}')
+    if not 1 <= number <= len(rows): raise ValueError(f'there is no row {number}: they are numbered from 1 to {len(rows)}')
     return number
 
-# %% ../nbs/12_scoring.ipynb #37d3892a
+# %% ../nbs/12_scoring.ipynb #e2f917db
 def _read(text: str) -> Answer:
     "Raises ValueError with one sentence."
     try: return Answer.model_validate_json(text)
-    except ValidationError as e: raise ValueError(f"it is not an object with 'answer' (a text): {e.errors()[0]['msg']}") from None
+    except ValidationError as e:
+        bad = e.errors()[0]
+        where = f"{'.'.join(map(str, bad['loc']))}: " if bad['loc'] else ''
+        what = "each line is one object with 'answer' (a text), and 'row' (a number) or 'question'"
+        raise ValueError(f"{what} ({where}{bad['msg']})") from None
 
-# %% ../nbs/12_scoring.ipynb #f9f07c40
+# %% ../nbs/12_scoring.ipynb #a770c9c4
 def read_answers(
     path: str | Path,   # .jsonl, an object with `answer` a line, and `row` or `question`
     rows: list[Row],
 ) -> list[tuple[int, int, str]]:
     "(line, row, answer) of each line that isn't empty. Raises DataError, naming the line that is wrong."
-    path, found = Path(path), []
+    path, found, named = Path(path), [], set()
     by_question = {r.extra_info.question.strip(): i for i, r in reversed(list(enumerate(rows, 1)))}
     try: text = path.read_text(encoding='utf-8')
     except OSError as e: raise DataError(f'{path.name} can not be read: {e.strerror}') from None
     except UnicodeDecodeError: raise DataError(f'{path.name} is no text in UTF-8') from None
     for line, words in enumerate(text.splitlines(), 1):
         if not words.strip(): continue
-        try: answer = _read(words); found.append((line, _number(answer, line, rows, by_question), answer.answer))
+        try:
+            answer = _read(words)
+            named.add(answer.row is not None or answer.question is not None)
+            if len(named) > 1: raise ValueError("it names a row and others don't, or the other way round: give every line a 'row' or none")
+            found.append((line, _number(answer, line, rows, by_question), answer.answer))
         except ValueError as e: raise DataError(f'{path.name}, line {line}: {e}') from None
     if not found: raise DataError(f'{path.name} has no answers')
     return found
 
-# %% ../nbs/12_scoring.ipynb #d88d30a4
+# %% ../nbs/12_scoring.ipynb #d18f7238
 class Entry(BaseModel):
     "A scored answer in the book."
     key: str
@@ -67,18 +75,19 @@ class Entry(BaseModel):
     row: int        # of the rows, from 1
     reward: Reward
 
-# %% ../nbs/12_scoring.ipynb #50f771f1
+# %% ../nbs/12_scoring.ipynb #eb59f6c9
 def _entry(line):
     try: return Entry.model_validate_json(line)
     except ValidationError: return None
 
-# %% ../nbs/12_scoring.ipynb #c976f490
+# %% ../nbs/12_scoring.ipynb #5cdffdc8
 class Book:
     "scores.jsonl of a folder. One process at a time; raises DataError for a second one."
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file, self.lock = self.folder/'scores.jsonl', FileLock(self.folder/'.lock')
+        self.file, self.earlier = self.folder/'scores.jsonl', self.folder/'earlier.jsonl'
+        self.lock = FileLock(self.folder/'.lock')
 
     def __enter__(self):
         try: self.lock.acquire(timeout=0)
@@ -93,8 +102,8 @@ class Book:
         self.lock.release()
 
     def _read(self):
-        if not self.file.exists(): return {}
-        found = map(_entry, self.file.read_text(encoding='utf-8', errors='replace').splitlines())
+        there = [f for f in (self.earlier, self.file) if f.exists()]
+        found = [_entry(l) for f in there for l in f.read_text(encoding='utf-8', errors='replace').splitlines()]
         return {e.key: e for e in found if e}
 
     def add(self, entry: Entry):
@@ -102,14 +111,17 @@ class Book:
         self.entries[entry.key] = entry
         print(entry.model_dump_json(), file=self.pen, flush=True)
 
-    def save(self):
-        "The whole book anew, in the order of the answers."
-        beside = self.folder/f'.scores.{os.getpid()}'
-        lines = [e.model_dump_json() for e in sorted(self.entries.values(), key=lambda e: e.line)]
-        beside.write_text("".join(l + "\n" for l in lines), encoding="utf-8")
-        beside.replace(self.file)
+    def save(self, keys: Iterable[str] | None = None):
+        "scores.jsonl anew, in the order of the answers: entries with these keys (None: all); the others go to earlier.jsonl."
+        keys = set(self.entries if keys is None else keys)
+        for file, those in (self.earlier, set(self.entries) - keys), (self.file, keys):
+            lines = [e.model_dump_json() for e in sorted(self.entries.values(), key=lambda e: e.line) if e.key in those]
+            beside = file.with_name(f'.{file.name}.{os.getpid()}')
+            beside.write_text(''.join(l + '\n' for l in lines), encoding='utf-8')
+            if lines or file.exists() or file == self.file: beside.replace(file)
+            else: beside.unlink()
 
-# %% ../nbs/12_scoring.ipynb #8ee8d70e
+# %% ../nbs/12_scoring.ipynb #84945b42
 async def _score_one(scorer, book, gate, job, rows, bar):
     key, line, row, answer = job
     async with gate:
@@ -117,7 +129,7 @@ async def _score_one(scorer, book, gate, job, rows, bar):
         book.add(Entry(key=key, line=line, row=row, reward=scored.reward))
         bar.update()
 
-# %% ../nbs/12_scoring.ipynb #027c2a19
+# %% ../nbs/12_scoring.ipynb #408ce2f1
 async def score_answers(
     answers: Iterable[tuple[int, int, str]],    # (line, row, answer)
     rows: list[Row],
@@ -136,11 +148,11 @@ async def score_answers(
         async with asyncio.TaskGroup() as group:
             for job in todo: group.create_task(_score_one(scorer, book, gate, job, rows, bar))
         entries = [book.entries[j[0]] for j in jobs]
-        book.save()
+        book.save(j[0] for j in jobs)
         _keep_summary(entries, book.folder)
     return entries
 
-# %% ../nbs/12_scoring.ipynb #9f1e6e6a
+# %% ../nbs/12_scoring.ipynb #f8be2e15
 def _keep_summary(entries, folder):
     means = summary([e.reward for e in entries])
     (folder/'summary.json').write_text(json.dumps({k: None if v != v else v for k, v in means.items()}, indent=1) + '\n')

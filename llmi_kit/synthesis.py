@@ -87,7 +87,7 @@ class Model:
 # %% ../nbs/10_synthesis.ipynb #99e72e4c
 def name_of(chat) -> str:
     "The model behind a chat, wherever it is served."
-    return getattr(chat, 'model', '') or getattr(chat, 'key', '') or type(chat).__name__
+    return getattr(chat, 'model', '') or getattr(chat, 'backbone', '') or getattr(chat, 'key', '') or type(chat).__name__
 
 # %% ../nbs/10_synthesis.ipynb #415caadd
 class Run:
@@ -312,7 +312,7 @@ def _bar(n, progress):
     bar, seen = tqdm(total=n, unit='prompt', disable=not progress, mininterval=.5), Counter()
     def show(outcome, budget):
         passed = bool(outcome.reading and not outcome.rejection)
-        seen.update(rejected=bool(outcome.rejection), failed=bool(outcome.failure))
+        seen.update(rejected=int(bool(outcome.rejection)), failed=int(bool(outcome.failure)))
         bar.set_postfix_str(f"${budget.paid:.3f}, {seen['rejected']} rejected, {seen['failed']} failed", refresh=False)
         bar.update(passed - (outcome.rejection is not None and outcome.rejection.why == 'duplicate'))
     return bar, show

@@ -52,6 +52,7 @@ def test_words_that_lose_points(words, most, why):
 @pytest.mark.parametrize('question, answer', [
     ('How did the guests rate the hotel? Anna gave 5 out of 5, Ben 3 out of 5.', 'The guests rate the hotel differently: Anna gave it 5 out of 5, and Ben only 3 out of 5 points.'),
     ('What is the HTML tag <image> for?', 'In old HTML the tag <image> was another name for the tag that shows a picture on a page.'),
+    ('Which group is ahead? Someone in Ghent wrote down the subscribers in cents: Group 19 - 2, Line 58 - 10, Hall 34 - 10, Team 56 - 20.', 'Team 56 leads with 20 cents; Group 19 has the fewest, 2.'),
     ('Wie sieht die Katze Chelsea aus?', 'Chelsea ist eine getigerte Katze mit orangefarbenem Fell, langen Schnurrhaaren und einer rosa Nase.'),
     ('Describe the dahlia. My notes: The petals are paler at the edge than in the middle. Blurred leaves are behind it.', 'The petals of the dahlia are paler at the edge than in the middle. Blurred leaves are behind it.')])
 def test_words_that_look_like_tricks_and_are_none(question, answer):
@@ -79,7 +80,8 @@ def test_another_request_is_no_repetition_and_a_broken_tag_no_tool():
 
 def test_no_tags_where_none_are_wanted_or_needed():
     for row in row_of('What does Chelsea the cat look like?', -1), row_of('What does Chelsea the cat look like?', 0): assert text(WORDS, row).grades['image'] == 5
-    assert text(WORDS, row_of('What does Chelsea the cat look like?', 0, ['search'])).grades['image'] == 1
+    assert text(WORDS, row_of('What does Chelsea the cat look like?', 0, ['search'])).grades['image'] == 5, 'pictures are free'
+    assert text(WORDS, row_of('What does Chelsea the cat look like?', 99)).grades['image'] == 1
 
 
 def paint(image, **origin): return Picture.from_pil(image, Origin(**dict(tool='search', title='Chelsea the cat') | origin))

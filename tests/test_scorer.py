@@ -139,10 +139,11 @@ def write(path, *records):
     return path
 
 
-@pytest.mark.parametrize('line, says', [('{"answer": 3}', 'line 2: it is not an object'), ('no json', 'line 2'), ('{"answer": "x", "row": 9}', 'no row 9: there are 1'),
+@pytest.mark.parametrize('line, says', [('{"answer": 3}', 'line 2: each line is one object'), ('no json', 'line 2'), ('{"answer": "x", "row": 9}', 'no row 9: they are numbered from 1 to 1'),
+                                        ('{"answer": "x", "row": "two"}', 'row: '), ('[', 'line 2: each line is one object'), ('{"answer": "x"}', "names a row and others don't"),
                                         ('{"answer": "x", "question": "Why?"}', "no row asks 'Why\\?'"), ('{"answer": "x", "row": 0}', 'no row 0')])
 def test_answers_that_fit_no_row(tmp_path, line, says):
-    with pytest.raises(DataError, match=says): read_answers(write(tmp_path/'a.jsonl', dict(answer='x'), line), [ASKED])
+    with pytest.raises(DataError, match=says): read_answers(write(tmp_path/'a.jsonl', dict(answer='x', row=1), line), [ASKED])
 
 
 def test_files_that_are_no_answers(tmp_path):
@@ -169,6 +170,7 @@ async def test_nothing_is_scored_twice_and_what_failed_is_tried_again(tmp_path, 
     judges.key = 'stricter'
     await run()
     assert judges.asked == 19
+    assert len((tmp_path/'out/scores.jsonl').read_text().splitlines()) == 6 and len((tmp_path/'out/earlier.jsonl').read_text().splitlines()) == 7
     said = json.loads((tmp_path/'out/summary.json').read_text())
     assert said['answers'] == 6 and said['missing'] == 0
 
