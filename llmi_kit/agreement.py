@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Weights', 'VERDICTS', 'features', 'by_chance', 'kappa_of', 'kappa', 'won_by_first', 'position_bias', 'Swaps', 'swaps']
 
-# %% ../nbs/20_agreement.ipynb #91e2bf6c
+# %% ../nbs/20_agreement.ipynb #7ea74d85
 from collections.abc import Hashable, Iterable
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from .intervals import Comparison, Estimate, codes, estimate, group_sums, numbers, sign_flip_p, wilson
 
-# %% ../nbs/20_agreement.ipynb #dde727a8
+# %% ../nbs/20_agreement.ipynb #9554ef56
 Weights = Literal['plain', 'quadratic']
 
 def features(first: np.ndarray, second: np.ndarray, weights: Weights) -> np.ndarray:
@@ -23,7 +23,7 @@ def features(first: np.ndarray, second: np.ndarray, weights: Weights) -> np.ndar
     grades = np.unique(np.concatenate([first, second]))
     return np.column_stack([one, first != second, first[:, None] == grades, second[:, None] == grades]).astype(float)
 
-# %% ../nbs/20_agreement.ipynb #643dcf93
+# %% ../nbs/20_agreement.ipynb #d5c21041
 def by_chance(sums: np.ndarray, weights: Weights) -> np.ndarray:
     "Mean disagreement of two independent judges with these judges' habits. (..., features) -> (...)."
     share = sums/sums[..., :1]
@@ -36,7 +36,7 @@ def kappa_of(sums: np.ndarray, weights: Weights) -> np.ndarray:
     chance = by_chance(sums, weights)
     return 1 - sums[..., 1]/sums[..., 0]/np.where(chance > 1e-12, chance, np.nan)
 
-# %% ../nbs/20_agreement.ipynb #7d889cc0
+# %% ../nbs/20_agreement.ipynb #3b2fe039
 def _with_chance(sums, weights):
     "The groups and half a one of ordinary size in which both judges throw dice."
     total = sums.sum(0)
@@ -54,14 +54,14 @@ def _jackknife(sums, weights, level):
     middle = np.log(1 - kappa_of(total, weights))
     return 1 - np.exp(middle + reach), 1 - np.exp(middle - reach)
 
-# %% ../nbs/20_agreement.ipynb #d5cd6c34
+# %% ../nbs/20_agreement.ipynb #d5b644a0
 def _unseen(sums, weights, worst, level):
     "Limits where no group, or one, disagrees: a share of pairs that might be as far apart as grades can be."
     wrong = (sums[:, 1] > 0).astype(float)
     _, share = wilson(wrong, np.ones(len(sums)), level)
     return 1 - share*worst/by_chance(sums.sum(0), weights), 1.
 
-# %% ../nbs/20_agreement.ipynb #2181a5e1
+# %% ../nbs/20_agreement.ipynb #de3b09ad
 def kappa(
     first: Iterable[float | None],      # grades of one judge
     second: Iterable[float | None],     # of another, on the same answers in the same order
@@ -87,7 +87,7 @@ def kappa(
     low, high = (float(np.clip(x, -1, 1)) for x in limits)
     return Estimate(value=value, low=low, high=high, method='jackknife', **facts)
 
-# %% ../nbs/20_agreement.ipynb #f1dde0e9
+# %% ../nbs/20_agreement.ipynb #086f27aa
 VERDICTS = dict(A=1., B=-1., Tie=0.) | {'Tie(A)': 0., 'Tie(B)': 0.}
 
 def won_by_first(verdict: str | None) -> float | None:
@@ -96,7 +96,7 @@ def won_by_first(verdict: str | None) -> float | None:
     if verdict not in VERDICTS: raise ValueError(f"a verdict is {', '.join(VERDICTS)} or None, not '{verdict}'")
     return VERDICTS[verdict]
 
-# %% ../nbs/20_agreement.ipynb #9c082610
+# %% ../nbs/20_agreement.ipynb #5b530fdf
 def position_bias(
     verdicts: Iterable[str | None],     # of games in random order, or in both orders
     groups: Iterable[Hashable] | None = None,   # the question of each; None: each game stands alone
@@ -110,7 +110,7 @@ def position_bias(
     found, sums = estimate(scores, groups, (-1, 1), level, seed), group_sums(scores, groups).sums
     return Comparison(difference=found, p=float(sign_flip_p(sums, seed)) if len(sums) > 1 else None)
 
-# %% ../nbs/20_agreement.ipynb #d17fcbbc
+# %% ../nbs/20_agreement.ipynb #297f75a5
 class Swaps(NamedTuple):
     "What a judge's verdicts on pairs in both orders say about it."
     consistent: Estimate    # share of pairs with the same winner, or a tie, in both orders

@@ -34,6 +34,10 @@ def test_five_groups_are_a_little_short():
     x = np.concatenate([rewards(5, seed=s) for s in range(3)])
     assert 92 <= covered(studentized(x.sum(-1), np.full(x.shape[:2], 3.)), 4/4.8) <= 97
 
+def test_the_error_of_single_answers_is_the_textbooks():
+    x = np.random.default_rng(0).random(9)
+    assert estimate(x).se == pytest.approx(stats.sem(x))
+
 def test_groups_of_unequal_size_are_covered():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 5, (1000, 40)).astype(float)
@@ -222,6 +226,8 @@ def test_swap_consistency():
     always = swaps(['A']*20, ['A']*20)
     assert always.consistent.value == 0 and always.flipped.value == 1 and always.bias.difference.value == 1
     assert swaps([], []).consistent.value is None
+    once = swaps(['A', 'A', 'Tie'], ['Tie', 'A', 'B']).flipped
+    assert (once.value, once.n) == (1, 1)     # a pair that was a tie once has not changed its winner
 
 
 # --- arenas
@@ -236,6 +242,8 @@ def test_two_systems_without_ties_differ_by_the_log_odds():
     found = bradley_terry([Game('x', 'y', 'A' if i % 4 else 'B', i) for i in range(4000)])
     assert found.systems['x'].value - found.systems['y'].value == pytest.approx(math.log(3), abs=.01)
     assert found.chance('x', 'y') == pytest.approx(.75, abs=.005) and found.ties < .01
+    tied = bradley_terry([Game('x', 'y', ('A', 'A', 'B', 'Tie')[i % 4], i) for i in range(4000)])
+    assert tied.chance('x', 'y') == pytest.approx(.625, abs=.005) and tied.chance('x', 'x') == .5
 
 def arena(questions, rng, strengths=(-1, -.4, 0, .4, 1.), nu=.7, suits=1.2):
     theta = np.array(strengths) + suits*rng.normal(size=(questions, len(strengths)))
