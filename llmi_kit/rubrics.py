@@ -4,7 +4,7 @@
 __all__ = ['Answers', 'LABELS', 'NUMBER', 'PLAIN', 'NAMES', 'LINE', 'REST', 'MARKUP', 'MOST_OBJECTS', 'DECODER', 'rubric', 'form',
            'conversation', 'Found', 'found', 'Graded', 'read_grades']
 
-# %% ../nbs/10_rubrics.ipynb #027055d0
+# %% ../nbs/10_rubrics.ipynb #c78b3d48
 import json, re
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from .picture import Failure
 from .verdict import GRADES, Reads
 from .writer import spoken
 
-# %% ../nbs/10_rubrics.ipynb #37472bbd
+# %% ../nbs/10_rubrics.ipynb #ec7c71f0
 Answers = Literal['lines', 'json']
 LABELS = dict(text='Text', image='Image', quality='Image Quality', task='Task Relevance', text_image='Text-Image Relevance')
 
@@ -27,7 +27,7 @@ def rubric(
     "What each grade means, and what in the message is ours."
     return asset(f'rubric_{reads}.md').read_text('utf8').strip()
 
-# %% ../nbs/10_rubrics.ipynb #7dd205ae
+# %% ../nbs/10_rubrics.ipynb #8ce32878
 def form(
     reads: Reads,
     code: str,          # of the evidence
@@ -43,7 +43,7 @@ def form(
     return (f'[{code}: grade it now]\nFirst say why, in one short sentence for each grade. Then write a line that holds only {code}, '
             f'and then these lines, each n a whole number from 1 to 5:\n{lines}')
 
-# %% ../nbs/10_rubrics.ipynb #6eeda798
+# %% ../nbs/10_rubrics.ipynb #7474f5bc
 def conversation(
     seen: Evidence,
     reads: Reads,
@@ -53,7 +53,7 @@ def conversation(
     *before, last = sendable(seen.parts)    # the last is a text
     return [Message('system', rubric(reads)), Message('user', [*before, last + form(reads, seen.code, answers)])]
 
-# %% ../nbs/10_rubrics.ipynb #aa1be491
+# %% ../nbs/10_rubrics.ipynb #bc822fd7
 NUMBER = r'([-+]?\d+(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*(\d+))?'
 
 def _number(said) -> float | None:
@@ -61,7 +61,7 @@ def _number(said) -> float | None:
     if not (m := re.fullmatch(NUMBER, str(said).strip(), re.A | re.I)): return None
     return float(m[1]) if m[2] in (None, '5') else float('inf')
 
-# %% ../nbs/10_rubrics.ipynb #a9efd43f
+# %% ../nbs/10_rubrics.ipynb #f56401be
 class Found(NamedTuple):
     "What a text holds that looks like grades."
     values: dict[str, set[float]]
@@ -71,7 +71,7 @@ class Found(NamedTuple):
 def _plain(name): return re.sub(r'[\s_-]+', ' ', name).strip().lower()
 PLAIN = {_plain(said): name for name, label in LABELS.items() for said in (name, label)}
 
-# %% ../nbs/10_rubrics.ipynb #0176dca0
+# %% ../nbs/10_rubrics.ipynb #df4ef196
 NAMES = '|'.join(sorted((p.replace(' ', '[ _-]') for p in PLAIN), key=len, reverse=True))    # the longest first
 LINE = re.compile(rf'[\s,;|/{{(\[•+–-]*(?:and\s+|\d+[.)]\s*)?'     # what stands before; a quote mark must end with the name
                   rf'(?P<quote>["\']?)(?P<name>{NAMES})(?P=quote)'
@@ -89,7 +89,7 @@ def _line(line: str) -> list[tuple[str, str, str]] | None:
     if not found or not rest: return None
     return [*found[:-1], (*found[-1][:2], (rest['reason'] or '').strip(' ()'))]
 
-# %% ../nbs/10_rubrics.ipynb #8d5fa04d
+# %% ../nbs/10_rubrics.ipynb #5df13087
 MOST_OBJECTS = 50   # a reply has one
 
 def _pairs(pairs):
@@ -99,7 +99,7 @@ def _pairs(pairs):
         one[key] = [one[key], value] if key in one and one[key] != value else value
     return one
 
-# %% ../nbs/10_rubrics.ipynb #3d23b1cf
+# %% ../nbs/10_rubrics.ipynb #2de9f32d
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 
 def _objects(text: str) -> tuple[list[dict], str]:
@@ -113,13 +113,13 @@ def _objects(text: str) -> tuple[list[dict], str]:
         else: at += 1       # perhaps the grades are further in
     return found, text
 
-# %% ../nbs/10_rubrics.ipynb #a3b94692
+# %% ../nbs/10_rubrics.ipynb #3c220a6b
 def _object_grades(one: dict, names) -> list[tuple[str, float | None, str]]:
     reasons = {PLAIN.get(key): why for key, why in one['reasons'].items()} if isinstance(one.get('reasons'), dict) else {}
     said = [(PLAIN[key], value) for key, value in one.items() if PLAIN.get(key) in names]
     return [(name, _number(v), str(reasons.get(name, ''))) for name, value in said for v in (value if isinstance(value, list) else [value])]
 
-# %% ../nbs/10_rubrics.ipynb #9046d0e6
+# %% ../nbs/10_rubrics.ipynb #c0206e9f
 def found(text: str, reads: Reads) -> Found:
     "Grades in a text, in lines and in JSON. Quoted lines (`>`) are somebody else's."
     names, values, reasons, others = GRADES[reads], {}, {}, 0
@@ -134,7 +134,7 @@ def found(text: str, reads: Reads) -> Found:
         if why: reasons[name] = why[:500]
     return Found(values, reasons, not others)
 
-# %% ../nbs/10_rubrics.ipynb #f8df500b
+# %% ../nbs/10_rubrics.ipynb #db7e6ab7
 def _own(reply, reads, code) -> Found | None:
     "What stands after the code, or in an object that has it."
     if not code: return None
@@ -143,21 +143,21 @@ def _own(reply, reads, code) -> Found | None:
     after = (found(part, reads) for part in re.split(rf'^.*{code}.*$', reply, flags=re.M)[1:])
     return next((f for f in after if f.values), None)
 
-# %% ../nbs/10_rubrics.ipynb #2f28510b
+# %% ../nbs/10_rubrics.ipynb #299f1814
 def _without_quotes(said: Found, quoted: Found) -> dict[str, set[float]] | None:
     "The judge's own values, or None where they can't be told from a quote."
     own = {n: v - quoted.values.get(n, set()) if len(v) > 1 else v for n, v in said.values.items()}
     doubtful = any(v <= quoted.values.get(n, set()) for n, v in own.items())
     return None if doubtful and not said.alone else own
 
-# %% ../nbs/10_rubrics.ipynb #dc73fb06
+# %% ../nbs/10_rubrics.ipynb #0fa0ee9c
 class Graded(NamedTuple):
     grades: dict[str, float]
     reasons: dict[str, str]
 
 def _nonsense(why): return Failure(kind='invalid', transient=True, message=f'the judge gave no grades that count: {why}')
 
-# %% ../nbs/10_rubrics.ipynb #e37b03a0
+# %% ../nbs/10_rubrics.ipynb #d0edad10
 def _checked(values, reasons, reads) -> Graded | Failure:
     for name in GRADES[reads]:
         label, said = LABELS[name], sorted(values.get(name, ()))
@@ -168,7 +168,7 @@ def _checked(values, reasons, reads) -> Graded | Failure:
             return _nonsense(f"'{label}' is {wrong}, and grades are whole numbers from 1 to 5")
     return Graded({n: values[n].copy().pop() for n in GRADES[reads]}, {n: r for n, r in reasons.items() if n in GRADES[reads]})
 
-# %% ../nbs/10_rubrics.ipynb #d4132dff
+# %% ../nbs/10_rubrics.ipynb #17d975ad
 def read_grades(
     reply: str,             # what the judge wrote, with its thinking
     reads: Reads,

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['POLL', 'Slots']
 
-# %% ../nbs/10_slots.ipynb #a2556de9
+# %% ../nbs/10_slots.ipynb #8e664098
 import asyncio, fcntl, os, random
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +11,10 @@ from weakref import WeakKeyDictionary
 
 from fastcore.basics import patch
 
-# %% ../nbs/10_slots.ipynb #880cca49
+# %% ../nbs/10_slots.ipynb #80e462fc
 POLL = .02      # seconds between two looks for a free slot, while other processes hold them all
 
+# %% ../nbs/10_slots.ipynb #5ebb1e75
 class Slots:
     "At most `n` at once: in this event loop, and with a folder over all processes that name the same one."
     def __init__(self,
@@ -29,7 +30,7 @@ class Slots:
         "Limit and door of the running event loop."
         return self.here.setdefault(asyncio.get_running_loop(), (asyncio.Semaphore(self.n), asyncio.Lock()))
 
-# %% ../nbs/10_slots.ipynb #d8275473
+# %% ../nbs/10_slots.ipynb #0897555e
 @patch
 @asynccontextmanager
 async def __call__(self: Slots):
@@ -41,7 +42,7 @@ async def __call__(self: Slots):
         finally:
             if lock is not None: _release(lock)
 
-# %% ../nbs/10_slots.ipynb #315ba5ea
+# %% ../nbs/10_slots.ipynb #6139945c
 @patch
 async def _taken(self: Slots, door):
     "The lock of a free slot (a file descriptor); waits for one. None without a folder that can be used."
@@ -52,7 +53,7 @@ async def _taken(self: Slots, door):
             except OSError: return None
             await asyncio.sleep(POLL * random.uniform(.5, 1.5))
 
-# %% ../nbs/10_slots.ipynb #8816b425
+# %% ../nbs/10_slots.ipynb #1b6be043
 @patch
 def _free(self: Slots):
     "The lock of a slot that is free now, or None."
@@ -63,6 +64,7 @@ def _free(self: Slots):
         except BlockingIOError: os.close(lock)
         else: return lock
 
+# %% ../nbs/10_slots.ipynb #293deb15
 def _release(lock):
     fcntl.flock(lock, fcntl.LOCK_UN)    # a process forked meanwhile has the descriptor too: closing ours would not free it
     os.close(lock)

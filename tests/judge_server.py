@@ -1,10 +1,13 @@
 """A judge on 127.0.0.1 (port 0): real HTTP that speaks chat completions, and misbehaves as asked.
 
 What happens to a request: the next of `plan`, or a fault drawn with the seeded `faults` (shares by name), or a good reply."""
-import asyncio, json, random, re, threading
+import asyncio, json, random, re, sys
 from collections import Counter
-from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))     # benchmarks and notebooks use this file too
+from loopback import in_thread
 
 FORM = re.compile(r'\[([0-9a-f]{12}): grade it now\]\n(.*)', re.S)
 
@@ -100,21 +103,7 @@ def completion(text, reason='stop'):
     return dict(id='x', object='chat.completion', created=0, model='judge', choices=[choice], usage=usage)
 
 
-@contextmanager
 def judge_server(**how):
     "A JudgeServer in a thread of its own; gone at the end."
-    server, loop, up = JudgeServer(**how), asyncio.new_event_loop(), threading.Event()
-    async def main():
-        listening = await asyncio.start_server(server.serve, '127.0.0.1', 0, limit=1 << 27)
-        server.port, server.stop = listening.sockets[0].getsockname()[1], asyncio.Event()
-        up.set()
-        await server.stop.wait()
-        listening.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}: task.cancel()
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
-    thread.start()
-    assert up.wait(10)
-    try: yield server
-    finally:
-        loop.call_soon_threadsafe(server.stop.set)
-        thread.join(5)
+    server = JudgeServer(**how)
+    return in_thread(server, server.serve, limit=1 << 27)

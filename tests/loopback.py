@@ -33,11 +33,11 @@ class Loopback:
         await writer.drain()
 
 @contextmanager
-def loopback(host='127.0.0.1', ssl=None):
-    "A Loopback in a thread of its own; gone at the end."
-    server, loop, up = Loopback(host), asyncio.new_event_loop(), threading.Event()
+def in_thread(server, serve, host='127.0.0.1', **how):
+    "`serve(reader, writer)` of a server, in a thread of its own; gone at the end. Sets its `port`."
+    loop, up = asyncio.new_event_loop(), threading.Event()
     async def main():
-        listening = await asyncio.start_server(server._answer, host, 0, ssl=ssl)
+        listening = await asyncio.start_server(serve, host, 0, **how)
         server.port, server.stop = listening.sockets[0].getsockname()[1], asyncio.Event()
         up.set()
         await server.stop.wait()
@@ -50,3 +50,8 @@ def loopback(host='127.0.0.1', ssl=None):
     finally:
         loop.call_soon_threadsafe(server.stop.set)
         thread.join(5)
+
+def loopback(host='127.0.0.1', ssl=None):
+    "A Loopback in a thread of its own; gone at the end."
+    server = Loopback(host)
+    return in_thread(server, server._answer, host, ssl=ssl)
