@@ -108,11 +108,15 @@ def descendants(of):
 
 
 def settled(warm):
-    "Processes below the warm process once the killed have had time to end: none if all is well."
+    """Processes below the warm process, and folders of drawings, once the killed have had time to end: none if all is well.
+
+    A folder goes just after its process, so a busy machine may show the one without the other.
+    """
     for _ in range(40):
-        if not (left := descendants(warm)): return []
+        left, folders = descendants(warm.process.pid), os.listdir(warm.base) if os.path.isdir(warm.base) else []
+        if not left and not folders: break
         time.sleep(.05)
-    return sorted(left)
+    return sorted(left), len(folders)
 
 
 def peak_mb():
@@ -130,18 +134,18 @@ def run(ask, world, Sandbox):
         assert reference.png, reference
         open_files = len(os.listdir("/proc/self/fd"))
         for file in files:
-            warm = sandbox._warm.process.pid
+            warm = sandbox._warm
             start = time.monotonic()
             drawing = sandbox.draw(world.prelude(sandbox) + file.read_text())
             seconds = time.monotonic() - start
-            left, state = settled(warm), world.state()
+            (left, folders), state = settled(warm), world.state()
             after = sandbox.draw(REFERENCE)
-            settled(sandbox._warm.process.pid)
+            folders += settled(sandbox._warm)[1]
             print(json.dumps(dict(
                 name=file.stem, uid=os.getuid(), breach="BREACH" in drawing.stdout, stdout=drawing.stdout[:300], error=drawing.error,
                 kind=drawing.kind, seconds=round(seconds, 2), left=left, harmed=repr(state) if state != world.before else "",
-                restarted=sandbox._warm.process.pid != warm, unharmed=after.png == reference.png and after.stdout == reference.stdout,
-                after=after.error, folders=len(os.listdir(sandbox._warm.base)), files=len(os.listdir("/proc/self/fd")) - open_files,
+                restarted=sandbox._warm is not warm, unharmed=after.png == reference.png and after.stdout == reference.stdout,
+                after=after.error, folders=folders, files=len(os.listdir("/proc/self/fd")) - open_files,
                 peak_mb=peak_mb())), flush=True)
             if state != world.before or ask.isolation == "limits": world.rebuild()
 
