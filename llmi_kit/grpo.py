@@ -4,7 +4,7 @@
 __all__ = ['PARTS', 'SMALL', 'FLIGHTS', 'GSPO_CLIP', 'row_json', 'dataset_of', 'contributions', 'Rollout', 'small_copy',
            'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'policy', 'trainer_of']
 
-# %% ../nbs/14_grpo.ipynb #4b6f54fb
+# %% ../nbs/14_grpo.ipynb #72fd5924
 import asyncio, base64, io, json
 from pathlib import Path
 from typing import Literal
@@ -27,13 +27,13 @@ from .reward import Reward
 from .scorer import Scorer, row_from
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo.ipynb #bfb6b115
+# %% ../nbs/14_grpo.ipynb #e4ee5f86
 def row_json(row: Row) -> str:
     "All that a reward needs of a row, as one text: columns of a dataset have one type."
     pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     return json.dumps(row.extra_info.model_dump(mode='json') | dict(images=pictures))
 
-# %% ../nbs/14_grpo.ipynb #2fa57850
+# %% ../nbs/14_grpo.ipynb #f649cfe2
 def dataset_of(
     rows: list[Row],
     prompt: Literal['full', 'compact'] = 'compact',     # system prompt
@@ -44,8 +44,8 @@ def dataset_of(
         return [dict(role='system', content=instructions(prompt)), dict(role='user', content=text)]
     return Dataset.from_list([dict(prompt=turns(r), extra_info=row_json(r)) for r in rows])
 
-# %% ../nbs/14_grpo.ipynb #4b979e06
-PARTS = ('count', 'text', 'pictures')
+# %% ../nbs/14_grpo.ipynb #890e3f54
+PARTS = dict(count=.2, text=.5, pictures=.3)    # and their weights (paper, section 4)
 
 def contributions(reward: Reward) -> dict[str, float | None]:
     "What count, text and pictures add to the reward; None for all where there is no reward."
@@ -54,7 +54,7 @@ def contributions(reward: Reward) -> dict[str, float | None]:
         return dict(count=.2*reward.count/.7, text=.5*reward.text/.7, pictures=0.)
     return dict(count=.2*reward.count, text=.5*(reward.text or 0.), pictures=.3*reward.count*(reward.pictures or 0.))
 
-# %% ../nbs/14_grpo.ipynb #8fe63d29
+# %% ../nbs/14_grpo.ipynb #bc5aaba7
 class Rollout(BaseModel):
     "An answer of the policy and what it was worth."
     model_config = ConfigDict(frozen=True)
@@ -64,7 +64,7 @@ class Rollout(BaseModel):
     pictures: list[str]         # one a tag: a small copy as a data address, or the sentence that says why there is none
     reward: Reward
 
-# %% ../nbs/14_grpo.ipynb #78837cca
+# %% ../nbs/14_grpo.ipynb #84204283
 SMALL = 224     # pixels of a small copy's longer side
 
 def small_copy(result: Picture | Failure) -> str:
@@ -75,7 +75,7 @@ def small_copy(result: Picture | Failure) -> str:
     image.save(file, 'WEBP', quality=75)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../nbs/14_grpo.ipynb #3aa70286
+# %% ../nbs/14_grpo.ipynb #444790e4
 class Rewards:
     "Scores answers for the parts. What was scored stays in `store`; `seen` are the rollouts since it was last emptied."
     def __init__(self,
@@ -100,7 +100,7 @@ class Rewards:
         text = await self.store.once(key, make, keep=lambda _: made[0].reward.value is not None)
         return made[0] if made else Rollout.model_validate_json(text)
 
-# %% ../nbs/14_grpo.ipynb #1d827c57
+# %% ../nbs/14_grpo.ipynb #87fd188e
 FLIGHTS = 4096      # answers whose rewards stay in memory for the other parts of the reward
 
 @patch
@@ -113,14 +113,14 @@ async def __call__(self: Rewards, answer: str, info: str) -> Reward:
     if new: self.seen.append(rollout)
     return rollout.reward
 
-# %% ../nbs/14_grpo.ipynb #a71375d5
+# %% ../nbs/14_grpo.ipynb #a0d64b02
 def measures(reward: Reward) -> dict[str, float]:
-    "What a trainer's log says of one answer: the reward as users know it, its parts, the pictures, and whether the tools are the right ones."
+    "What a trainer's log says of one answer: its reward and the parts, pictures made, and whether the tools are the right ones."
     found = dict(value=reward.value, count=reward.count, text=reward.text, pictures=reward.pictures, made=reward.n_pictures,
                  right_tools=float(set(reward.tools.attempted) == set(reward.tools.required)))
     return {f'llmi/{k}': float(v) for k, v in found.items() if v is not None}
 
-# %% ../nbs/14_grpo.ipynb #65f5cfa8
+# %% ../nbs/14_grpo.ipynb #2973e3ca
 def _said(completion): return completion if isinstance(completion, str) else completion[-1]['content']
 
 class Part:
@@ -129,11 +129,11 @@ class Part:
 
     async def __call__(self, completions, extra_info, log_metric=None, **_) -> list[float | None]:
         found = await asyncio.gather(*(self.rewards(_said(c), info) for c, info in zip(completions, extra_info, strict=True)))
-        if log_metric and self.name == PARTS[0]:
+        if log_metric and self.name == next(iter(PARTS)):
             for name, value in (pair for r in found for pair in measures(r).items()): log_metric(name, value)
         return [contributions(r)[self.name] for r in found]
 
-# %% ../nbs/14_grpo.ipynb #f4029617
+# %% ../nbs/14_grpo.ipynb #f724b6e2
 class Recipe(BaseModel):
     "Everything that determines a training besides backbone, rows and reward."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -150,18 +150,18 @@ class Recipe(BaseModel):
     beta: float = 0.            # no KL term (paper)
     loss: Literal['dr_grpo', 'dapo', 'grpo', 'bnpo'] = 'dapo'   # token mean over the step, as the paper's
     sequence: bool = False      # GSPO: importance ratios of whole answers (arXiv 2507.18071)
-    normalize_parts: bool = True    # each part of the reward on its own scale within a group
+    normalize_parts: bool = True    # each part of the reward on its own scale within a group, then weighted
     micro: int = 16             # answers whose gradient is computed at once
     seed: int = 0
 
     @model_validator(mode='after')
     def _divides(self):
         batch = self.prompts*self.answers
-        if batch % self.micro: raise ValueError(f'micro ({self.micro}) has to divide prompts x answers ({batch})')
-        if self.answers < 2: raise ValueError('answers has to be 2 or more: an advantage compares answers to one question')
+        if batch % self.micro: raise ValueError(f'micro ({self.micro}) has to divide prompts times answers ({batch})')
+        if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
         return self
 
-# %% ../nbs/14_grpo.ipynb #23fe6345
+# %% ../nbs/14_grpo.ipynb #2c445e35
 GSPO_CLIP = (3e-4, 4e-4)    # paper, section 5: for ratios of whole answers
 
 def trl_config(
@@ -180,11 +180,13 @@ def trl_config(
         temperature=recipe.temperature, learning_rate=recipe.lr, **schedule, weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, report_to=report_to,
-        multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize', logging_steps=1,
+        multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize',
+        reward_weights=list(PARTS.values()) if recipe.normalize_parts else None,    # in a sum they are in the parts already
+        scale_rewards='none' if recipe.loss == 'dr_grpo' else 'group', logging_steps=1,
         save_steps=save_steps, save_total_limit=2, bf16=False, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=torch.cuda.is_available())     # memory is scarce there, time here
 
-# %% ../nbs/14_grpo.ipynb #6ac2a937
+# %% ../nbs/14_grpo.ipynb #f9082175
 def policy(
     backbone: str = 'embedded',
     quantization: str = 'none',     # none or nf4
@@ -204,7 +206,7 @@ def policy(
         if p.requires_grad: p.data = p.data.float()     # the change of a step is too small for 16 bits
     return model, words
 
-# %% ../nbs/14_grpo.ipynb #3aba21ea
+# %% ../nbs/14_grpo.ipynb #6106fbbc
 def trainer_of(
     model, words,               # of `policy`
     rows: list[Row],

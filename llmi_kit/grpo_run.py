@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['LOWER', 'TrainingError', 'RunFolder', 'Progress', 'train', 'save_stopped', 'held_out']
 
-# %% ../nbs/14_grpo_run.ipynb #2cb789b7
-import asyncio, json, random
+# %% ../nbs/14_grpo_run.ipynb #7b42df6b
+import asyncio, json, os, random
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from .config import Store
 from .data import Row
 from .grpo import Rewards, Rollout, dataset_of
-from .grpo_trainer import FastGRPOTrainer, sampler, write_answers
+from .grpo_trainer import FastGRPOTrainer
+from .grpo_writing import sampler, write_answers
 
-# %% ../nbs/14_grpo_run.ipynb #a55c169c
+# %% ../nbs/14_grpo_run.ipynb #c2f16b06
 class TrainingError(RuntimeError):
     "Training can't begin or go on; the message says what to do."
 
-# %% ../nbs/14_grpo_run.ipynb #377a80ff
+# %% ../nbs/14_grpo_run.ipynb #8752f7fc
 class RunFolder:
     "The folder of a training: begun.json, log.jsonl, checkpoints, rewards, adapter. Raises TrainingError."
     def __init__(self, out: str | Path): self.out = Path(out)
@@ -36,29 +37,30 @@ class RunFolder:
     @property
     def rewards(self) -> Store: return Store(self.out/'rewards')
 
-# %% ../nbs/14_grpo_run.ipynb #32f8e1f5
+# %% ../nbs/14_grpo_run.ipynb #423918ca
 def _differences(old, new, path=''):
     for k in sorted(old.keys() | new.keys()):
         a, b = old.get(k), new.get(k)
         if isinstance(a, dict) and isinstance(b, dict): yield from _differences(a, b, f'{path}{k}.')
         elif a != b: yield f'{path}{k} was {a} and is {b}'
 
-# %% ../nbs/14_grpo_run.ipynb #3e94693e
+# %% ../nbs/14_grpo_run.ipynb #8508fdb5
 @patch
 def begin(self: RunFolder,
     facts: dict,            # what determines the training, as JSON
     resume: bool = False,
 ):
-    "Write down what the training is begun with; on resuming, hold it to that."
+    "Write down what the training is begun with; on resuming, hold it to that. Of several processes the first does."
+    if os.environ.get('RANK', '0') != '0': return
     file = self.out/'begun.json'
     if file.exists() and not resume:
         raise TrainingError(f'{self.out} holds a training already: go on with it (--resume), or choose another folder')
     if file.exists() and (other := list(_differences(json.loads(file.read_text()), facts))):
-        raise TrainingError(f"{self.out} was begun with something else ({'; '.join(other[:3])}): resume with the same, or choose another folder")
+        raise TrainingError(f"{self.out} was begun with something else ({'; '.join(other[:3])}): give the same, or choose another folder")
     self.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(facts, indent=1) + '\n')
 
-# %% ../nbs/14_grpo_run.ipynb #7bed177b
+# %% ../nbs/14_grpo_run.ipynb #f1e28c51
 def _chance():
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus
@@ -67,22 +69,24 @@ def _set_chance(state):
     random.setstate(state[0]); np.random.set_state(state[1]); torch.set_rng_state(state[2])
     if state[3]: torch.cuda.set_rng_state_all(state[3])
 
-# %% ../nbs/14_grpo_run.ipynb #7e868fb3
+# %% ../nbs/14_grpo_run.ipynb #0717abdd
 class Progress(TrainerCallback):
     "Writes the log as it grows, tells about each step, and remembers the random state after it."
-    def __init__(self, folder: RunFolder, tell=lambda log: None): self.file, self.tell, self.chance = folder.out/'log.jsonl', tell, None
+    def __init__(self, folder: RunFolder, tell=lambda log: None):
+        self.file, self.tell, self.chance = folder.out/'log.jsonl', tell, None
 
     def on_train_begin(self, args, state, control, **_):
         self.chance = _chance()
-        self.file.write_text(''.join(json.dumps(l) + '\n' for l in state.log_history))
+        if state.is_world_process_zero: self.file.write_text(''.join(json.dumps(l) + '\n' for l in state.log_history))
 
     def on_step_end(self, args, state, control, **_): self.chance = _chance()
 
     def on_log(self, args, state, control, logs, **_):
+        if not state.is_world_process_zero: return
         with self.file.open('a') as f: print(json.dumps(dict(logs, step=state.global_step)), file=f)
         if 'reward' in logs: self.tell(dict(logs, step=state.global_step))
 
-# %% ../nbs/14_grpo_run.ipynb #c6b9edd1
+# %% ../nbs/14_grpo_run.ipynb #2be35c88
 LOWER = ('memory ran out: lower `micro` (answers whose gradient is computed at once), `max_tokens` or `answers`, '
          'or load the backbone in nf4')
 
@@ -103,15 +107,16 @@ def train(
     trainer.save_model(folder.out/'adapter')
     return folder.out/'adapter'
 
-# %% ../nbs/14_grpo_run.ipynb #ef722732
+# %% ../nbs/14_grpo_run.ipynb #7a0847a1
 def save_stopped(trainer: FastGRPOTrainer, chance):
     "A checkpoint as it would have been after the last finished step."
     step = trainer.state.global_step
+    if trainer.args.world_size > 1: return      # each of several processes stops at a step of its own
     if not step or (Path(trainer.args.output_dir)/f'checkpoint-{step}').exists(): return
     _set_chance(chance)
     trainer._save_checkpoint(trainer.model, trial=None)
 
-# %% ../nbs/14_grpo_run.ipynb #9bc86003
+# %% ../nbs/14_grpo_run.ipynb #76a1f047
 async def held_out(
     model, words,               # a policy that reads text, and its tokenizer
     rows: list[Row],

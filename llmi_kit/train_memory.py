@@ -156,8 +156,8 @@ def lora_bytes(quantization: str) -> int:
     return HALF if quantization == 'nf4' else 4
 
 # %% ../nbs/14_train_memory.ipynb #beb7ad4f
-ROOM = 64   # tokens: how much `grpo_trainer.Growing` allocates ahead
-COPIES = True   # is the old cache still there while an ended answer's row is cut out? (`grpo_trainer.Writer.keep`)
+ROOM = 64   # tokens: how much `grpo_writing.Growing` allocates ahead
+COPIES = False  # is the old cache still there while an ended answer's row is cut out? (`grpo_writing.Writer.keep`)
 
 def cache_bytes(
     shape: Shape,
@@ -177,7 +177,7 @@ def _writing(s: Shape, o: Step):
     return {'cache': (cache, ('writing',)), 'cache, copied': (again, ('writing',)), 'next tokens': (scores, ('writing',))}
 
 # %% ../nbs/14_train_memory.ipynb #a2f67b8f
-SCORES = True   # does `grpo_trainer.packed_attention` have its scores written down on a GPU, where keys have fewer heads?
+SCORES = False  # does `grpo_trainer.packed_attention` have its scores written down on a GPU, where keys have fewer heads?
 
 class Row(NamedTuple):
     "What a backward pass reads at once."

@@ -12,7 +12,8 @@ from transformers import GemmaForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, Q
 from trl import GRPOConfig, GRPOTrainer
 
 from llmi_kit.backbone import embedded_folder, load
-from llmi_kit.grpo_trainer import FastGRPOTrainer, pack, packable, regroup, sampler, write_answers
+from llmi_kit.grpo_trainer import FastGRPOTrainer, pack, packable, regroup
+from llmi_kit.grpo_writing import sampler, write_answers
 
 KINDS = dict(llama=(LlamaConfig, LlamaForCausalLM), qwen2=(Qwen2Config, Qwen2ForCausalLM), qwen3=(Qwen3Config, Qwen3ForCausalLM),
              gemma=(GemmaConfig, GemmaForCausalLM))
