@@ -201,6 +201,10 @@ def test_later_steps_go_and_nothing_else(tmp_path):
     assert links(tmp_path/'step_0002.html') == [('prev', 'step_0001.html')]*2
     assert (tmp_path/'index.html').read_text().count('<th scope="row">') == 2
 
+    for step in (9_999, 10_000): write_step(tmp_path, step, [rollout()])
+    remove_after(tmp_path, 9_999)
+    assert list(steps_in(tmp_path)) == [1, 2, 9_999]
+
 
 def test_a_crash_leaves_the_old_page(tmp_path, monkeypatch):
     page = write_step(tmp_path, 1, [rollout('old')])
