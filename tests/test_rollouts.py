@@ -1,5 +1,5 @@
 "Pages of a training's rollouts: whose answers are hostile, whose disk is full, and that was stopped in the middle."
-import os, re, warnings
+import json, os, re, warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,14 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from llmi_kit.grpo import Rewards, Rollout, small_copy
+from llmi_kit.backbone import embedded_folder
+from llmi_kit.grpo import Recipe, Rewards, Rollout, small_copy, trainer_of
+from llmi_kit.grpo_run import train
 from llmi_kit.picture import Origin, Picture
+from llmi_kit.prompts import embedded_rows
 from llmi_kit.reward import Reward, ToolUse
 from llmi_kit.rollouts import (Rollouts, advantages, body_of, grouped, line_of, lines_of, page_of, read_step, remove_after, right_tools, scored_part,
                                steps_in, write_index, write_step)
+from llmi_kit.scorer import Scorer
 from llmi_kit.verdict import Verdict
 
 TAG = "<imgen>{'source': 'search', 'description': 'DESCRIBED', 'params': {'query': 'QUERY'}}</imgen>"
@@ -278,6 +283,26 @@ def test_a_training_begins_with_an_empty_page(tmp_path):
     stopped = trainer(tmp_path, fails=1)
     with pytest.raises(KeyboardInterrupt): stopped.train()
     assert list(steps_in(tmp_path/'rollouts')) == [1]
+
+
+def test_a_real_policy_leaves_its_answers(tmp_path):
+    "Random weights, real answers, tools, judges and trainer."
+    words = AutoTokenizer.from_pretrained(embedded_folder())
+    torch.manual_seed(0)
+    shape = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
+    model = get_peft_model(LlamaForCausalLM(LlamaConfig(vocab_size=len(words), eos_token_id=2, **shape)), LoraConfig(r=4, target_modules='all-linear'))
+    rows = [r for r in embedded_rows('train', 40) if len(r.extra_info.question) < 100][:2]
+    with Scorer('cpu') as scorer, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        rewards = Rewards(scorer)
+        learner = trainer_of(model, words, rows, rewards, Recipe(steps=2, prompts=2, answers=4, micro=4, max_tokens=12), tmp_path, save_steps=100)
+        learner.add_callback(Rollouts(rewards, tmp_path/'rollouts'))
+        train(learner)
+    found = [read_step(f) for f in steps_in(tmp_path/'rollouts').values()]
+    assert [len(r) for r in found] == [8, 8] and rewards.seen == []
+    assert {r.question for r in found[1]} == {r.extra_info.question for r in rows}
+    logged = [json.loads(l) for l in (tmp_path/'log.jsonl').read_text().splitlines()]
+    assert [l['llmi/value'] for l in logged if 'reward' in l] == [pytest.approx(l.reward) for l in lines_of(tmp_path/'rollouts')[0]], 'the mean that is in the log'
 
 
 # In a browser
