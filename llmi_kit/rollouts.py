@@ -5,7 +5,7 @@ __all__ = ['PICTURE', 'UNKNOWN', 'STATES', 'DOTS', 'values', 'advantages', 'spre
            'scored_part', 'body_of', 'wanted', 'name_of', 'page_of', 'read_step', 'steps_in', 'write_step', 'lines_of',
            'write_index', 'remove_after', 'Rollouts']
 
-# %% ../nbs/14_rollouts.ipynb #f7bc7e04
+# %% ../nbs/14_rollouts.ipynb #06d065f7
 import os, re, warnings
 from base64 import b64encode
 from collections import Counter
@@ -30,24 +30,24 @@ from .report import insert
 from .reward import THOUGHT, Reward
 from .writer import spoken
 
-# %% ../nbs/14_rollouts.ipynb #4ec79222
+# %% ../nbs/14_rollouts.ipynb #1d1f8a83
 def values(rollouts: list[Rollout]) -> list[float]:
     "The rewards that there are."
     return [r.reward.value for r in rollouts if r.reward.value is not None]
 
-# %% ../nbs/14_rollouts.ipynb #5861f8de
+# %% ../nbs/14_rollouts.ipynb #653f544d
 def advantages(group: list[Rollout]) -> list[float | None]:
     "Each reward minus the group's mean; None where there is no reward."
     middle = mean(found) if (found := values(group)) else 0.
     return [None if r.reward.value is None else r.reward.value - middle for r in group]
 
-# %% ../nbs/14_rollouts.ipynb #1e9a2b91
+# %% ../nbs/14_rollouts.ipynb #ef0edeac
 def spread(group: list[Rollout]) -> float:
     "Highest minus lowest reward; -1 where nothing can be compared."
     found = values(group)
     return max(found) - min(found) if found else -1.
 
-# %% ../nbs/14_rollouts.ipynb #1aef8185
+# %% ../nbs/14_rollouts.ipynb #1eaaffac
 def grouped(rollouts: list[Rollout]) -> list[list[Rollout]]:
     "By question; groups that differ most first, the best answer of each first, those without reward last."
     groups = {}
@@ -55,13 +55,13 @@ def grouped(rollouts: list[Rollout]) -> list[list[Rollout]]:
     worth = lambda r: -1. if r.reward.value is None else r.reward.value
     return sorted((sorted(g, key=worth, reverse=True) for g in groups.values()), key=spread, reverse=True)
 
-# %% ../nbs/14_rollouts.ipynb #d578d35a
+# %% ../nbs/14_rollouts.ipynb #a2c1f767
 def right_tools(reward: Reward) -> bool | None:
     "Are the tools that the answer tried those that the question needs? None where scoring broke down before it could tell."
     if reward.value is None and not reward.verdicts: return None
     return set(reward.tools.attempted) == set(reward.tools.required)
 
-# %% ../nbs/14_rollouts.ipynb #03ca2594
+# %% ../nbs/14_rollouts.ipynb #0de7bd39
 class Line(NamedTuple):
     "A step in numbers."
     step: int
@@ -71,25 +71,25 @@ class Line(NamedTuple):
     answers: int
     unscored: int               # answers without reward
 
-# %% ../nbs/14_rollouts.ipynb #1adc3f85
+# %% ../nbs/14_rollouts.ipynb #8f0dc334
 def line_of(step: int, rollouts: list[Rollout]) -> Line:
     "What a step comes to."
     found, right = values(rollouts), [x for r in rollouts if (x := right_tools(r.reward)) is not None]
     return Line(step, mean(found) if found else None, mean(right) if right else None, sum(r.reward.n_pictures for r in rollouts),
                 len(rollouts), len(rollouts) - len(found))
 
-# %% ../nbs/14_rollouts.ipynb #4ec0189b
+# %% ../nbs/14_rollouts.ipynb #84344a6c
 @cache
 def _layout():
     return Environment(loader=FileSystemLoader(asset('')), autoescape=True).get_template('rollouts.html').module
 
-# %% ../nbs/14_rollouts.ipynb #0f06477c
+# %% ../nbs/14_rollouts.ipynb #a116fcd3
 @cache
 def _style():
     css = asset('report.css').read_text(encoding='utf-8') + asset('rollouts.css').read_text(encoding='utf-8')
     return dict(style=Markup(css), style_hash='sha256-' + b64encode(sha256(css.encode()).digest()).decode())
 
-# %% ../nbs/14_rollouts.ipynb #a78209ba
+# %% ../nbs/14_rollouts.ipynb #49b5f385
 def scored_part(rollout: Rollout) -> tuple[str, Document]:
     "(thinking, the part of the answer that was scored, with its tags)."
     text = rollout.answer
@@ -97,21 +97,21 @@ def scored_part(rollout: Rollout) -> tuple[str, Document]:
     else: said = spoken(text); thought = text[:len(text) - len(said)]
     return re.sub('</?think>', '', thought).strip(), parse(said, rollout.inputs)
 
-# %% ../nbs/14_rollouts.ipynb #d790b080
+# %% ../nbs/14_rollouts.ipynb #158ed9e1
 PICTURE = re.compile(r'data:image/(?:webp|png|jpeg);base64,[A-Za-z0-9+/]+=*')
 
 def _request(tag):
     if tag.source == 'code' and tag.params: return str(tag.params['code'])[:20_000]
     return '\n'.join(f'{k}: {str(v)[:2000]}' for k, v in tag.params.items()) or clip(tag.body, 2000)
 
-# %% ../nbs/14_rollouts.ipynb #5432e61f
+# %% ../nbs/14_rollouts.ipynb #db097797
 def _figure(n: int, tag: Tag, shown: str) -> dict:
     "What the template needs of a tag and its picture, or of the sentence that says why there is none."
     chip, tool = (tag.source, f'The {tag.source} request') if tag.source in PARAMS else ('unknown', 'The tag')
     return dict(n=n, src=shown if PICTURE.fullmatch(shown) else '', why=clip(shown, 1000),
                 description=clip(tag.description or 'Picture', 250), chip=chip, tool=tool, request=sound(_request(tag)))
 
-# %% ../nbs/14_rollouts.ipynb #6fa6a582
+# %% ../nbs/14_rollouts.ipynb #53b0e05b
 UNKNOWN = 'what became of this tag was not recorded'
 
 def body_of(rollout: Rollout) -> Markup:
@@ -124,7 +124,7 @@ def body_of(rollout: Rollout) -> Markup:
     shown = {i: str(_layout().figure(f)) for i, f in found.items()}
     return Markup(insert(prose(text, pattern), shown, pattern) + ''.join(shown.values()))
 
-# %% ../nbs/14_rollouts.ipynb #6f7b0356
+# %% ../nbs/14_rollouts.ipynb #f93f6354
 STATES = dict(made='made a picture', failed='tried in vain', left='not tried')
 
 def _tools(tools):
@@ -133,14 +133,14 @@ def _tools(tools):
     needed = lambda t: 'needed, ' if t in tools.required else 'not needed, '
     return [dict(name=t, state=needed(t) + state(t)) for t in sorted({*tools.required, *tools.attempted})]
 
-# %% ../nbs/14_rollouts.ipynb #31a2c31f
+# %% ../nbs/14_rollouts.ipynb #6a7125a4
 def _verdict(name, v):
     "What a judge said, on one line."
     grades = ', '.join(f'{k.replace("_", "-")} {g:g}' for k, g in v.grades.items())
     says = grades or ('no verdict' if v.failure else f'not asked: {clip(v.skipped, 200)}')
     return dict(name=f'{name} judge', says=says, judge=clip(v.judge, 80))
 
-# %% ../nbs/14_rollouts.ipynb #67350215
+# %% ../nbs/14_rollouts.ipynb #6746f4da
 def _scores(r: Reward) -> dict:
     "Everything of a reward that the page shows."
     adds = contributions(r)
@@ -149,7 +149,7 @@ def _scores(r: Reward) -> dict:
     return dict(value=r.value, parts=parts, missing=[clip(m) for m in r.missing] or ['no verdict']*(r.value is None), right=right_tools(r),
                 tools=_tools(r.tools), verdicts=[_verdict(k, v) for k, v in r.verdicts.items()], reasons=reasons)
 
-# %% ../nbs/14_rollouts.ipynb #32b36f4a
+# %% ../nbs/14_rollouts.ipynb #7a386d70
 def _cards(group):
     "Cards of a group's answers, best first; equal ones once."
     written, cards = Counter((r.answer, r.reward.value) for r in group), {}
@@ -160,13 +160,13 @@ def _cards(group):
                                                    thought=sound(scored_part(r)[0]), body=body_of(r))
     return list(cards.values())
 
-# %% ../nbs/14_rollouts.ipynb #649cdec6
+# %% ../nbs/14_rollouts.ipynb #8591c0b1
 def wanted(image_num: int) -> str:
     "How many pictures a question wants, in words."
     words = {-1: 'no picture', 0: 'pictures or none', 99: 'at least one picture', 1: 'exactly one picture'}
     return words.get(image_num, f'exactly {image_num} pictures')
 
-# %% ../nbs/14_rollouts.ipynb #d48f4632
+# %% ../nbs/14_rollouts.ipynb #5a953f6f
 def _section(group):
     "A question with all its answers, for the template."
     found, first = values(group), group[0]
@@ -176,12 +176,12 @@ def _section(group):
     given = f" Came with {first.inputs} picture{'s'[:first.inputs != 1]}." if first.inputs else ''
     return dict(question=sound(first.question), short=clip(first.question, 110), range=span, about=about + given, answers=_cards(group))
 
-# %% ../nbs/14_rollouts.ipynb #5e3e6bf1
+# %% ../nbs/14_rollouts.ipynb #4e402c50
 def name_of(step: int) -> str:
     "Of a step's files, without ending."
     return f'step_{step:04}'
 
-# %% ../nbs/14_rollouts.ipynb #c3a715ef
+# %% ../nbs/14_rollouts.ipynb #38db1128
 def page_of(
     step: int,
     rollouts: list[Rollout],
@@ -194,7 +194,7 @@ def page_of(
                 before=link(before), after=link(after))
     return str(_layout().step(page))
 
-# %% ../nbs/14_rollouts.ipynb #61e0b2a8
+# %% ../nbs/14_rollouts.ipynb #6195bc45
 def _put(file, text):
     part = file.with_name(f'.{file.name}.{os.getpid()}.part')
     try:
@@ -202,18 +202,18 @@ def _put(file, text):
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/14_rollouts.ipynb #fd53b212
+# %% ../nbs/14_rollouts.ipynb #9605ff50
 def read_step(file: str | Path) -> list[Rollout]:
     "The rollouts of a record. Raises ValueError for a file that is none, OSError if it can't be read."
     return [Rollout.model_validate_json(l) for l in Path(file).read_text(encoding='utf-8').split('\n') if l]
 
-# %% ../nbs/14_rollouts.ipynb #02a37651
+# %% ../nbs/14_rollouts.ipynb #c3c3a9d8
 def steps_in(folder: str | Path) -> dict[int, Path]:
     "The records in a folder by their step, in order."
     found = {int(m[1]): f for f in Path(folder).glob('step_*.jsonl') if (m := re.fullmatch(r'step_(\d+)\.jsonl', f.name))}
     return dict(sorted(found.items()))
 
-# %% ../nbs/14_rollouts.ipynb #5726b5d4
+# %% ../nbs/14_rollouts.ipynb #ab6920cb
 def _render(folder, step, rollouts):
     "Write a page with links to the steps that have records."
     others = [n for n in steps_in(folder) if n != step]
@@ -221,14 +221,14 @@ def _render(folder, step, rollouts):
     _put(folder/f'{name_of(step)}.html', page_of(step, rollouts, before, after))
     return before, after
 
-# %% ../nbs/14_rollouts.ipynb #fedc9c1a
+# %% ../nbs/14_rollouts.ipynb #c4e7e4c3
 def _relink(folder, step):
     "Write a page again, as its neighbours are others now."
     if step is None: return
     try: _render(folder, step, read_step(folder/f'{name_of(step)}.jsonl'))
     except ValueError: return   # the index says that this record can't be read
 
-# %% ../nbs/14_rollouts.ipynb #904cbc72
+# %% ../nbs/14_rollouts.ipynb #bbf52f58
 def write_step(
     folder: str | Path,     # made if it is not there
     step: int,
@@ -242,11 +242,11 @@ def write_step(
     for n in neighbours: _relink(folder, n)
     return folder/f'{name_of(step)}.html'
 
-# %% ../nbs/14_rollouts.ipynb #1b664b59
+# %% ../nbs/14_rollouts.ipynb #9dcc169a
 @cache
 def _line(file, step, stamp): return line_of(step, read_step(file))
 
-# %% ../nbs/14_rollouts.ipynb #1783aaa5
+# %% ../nbs/14_rollouts.ipynb #851897fc
 def lines_of(folder: str | Path) -> tuple[list[Line], list[str]]:
     "A line for each record, and the names of those that can't be read."
     lines, unread = [], []
@@ -255,7 +255,7 @@ def lines_of(folder: str | Path) -> tuple[list[Line], list[str]]:
         except (OSError, ValueError): unread.append(file.name)
     return lines, unread
 
-# %% ../nbs/14_rollouts.ipynb #906059d2
+# %% ../nbs/14_rollouts.ipynb #d1aee6e1
 DOTS = 60       # steps up to which each has a dot
 
 def _path(points):
@@ -266,7 +266,7 @@ def _path(points):
         pen = 'L' if p else 'M'
     return ''.join(pieces)
 
-# %% ../nbs/14_rollouts.ipynb #eaba9ba6
+# %% ../nbs/14_rollouts.ipynb #7af0dca0
 def _curve(lines):
     "Mean reward and right tools against steps, 1000 wide and 100 high."
     first, last = lines[0].step, lines[-1].step
@@ -278,7 +278,7 @@ def _curve(lines):
     return dict(first=first, last=last, lines=[(k, _path(ps)) for k, ps in points.items()], dots=dots if len(lines) <= DOTS else [],
                 says='; '.join(says for _, _, says in [dots[0], dots[-1]]) if dots else 'no rewards yet')
 
-# %% ../nbs/14_rollouts.ipynb #043ac12f
+# %% ../nbs/14_rollouts.ipynb #e4c5af7f
 def write_index(folder: str | Path) -> Path:
     "Write index.html from the records in a folder. Raises OSError if it can't be written."
     lines, unread = lines_of(folder)
@@ -287,7 +287,7 @@ def write_index(folder: str | Path) -> Path:
     _put(Path(folder)/'index.html', str(_layout().index(page)))
     return Path(folder)/'index.html'
 
-# %% ../nbs/14_rollouts.ipynb #b6f8b530
+# %% ../nbs/14_rollouts.ipynb #6913dc3b
 def remove_after(folder: str | Path, step: int):
     "Remove records and pages of later steps: a training that goes on from this one writes them anew."
     folder = Path(folder)
@@ -298,7 +298,7 @@ def remove_after(folder: str | Path, step: int):
     _relink(folder, max(steps_in(folder), default=None))
     write_index(folder)
 
-# %% ../nbs/14_rollouts.ipynb #d78bcaf4
+# %% ../nbs/14_rollouts.ipynb #67e5583f
 class Rollouts(TrainerCallback):
     "Writes each step's rollouts and the index; empties `rewards.seen`. On resuming, pages of later steps go first."
     def __init__(self,
@@ -307,7 +307,7 @@ class Rollouts(TrainerCallback):
         every: int = 1,     # steps
     ): self.rewards, self.folder, self.every, self.warned = rewards, Path(folder), every, False
 
-# %% ../nbs/14_rollouts.ipynb #7a0567d8
+# %% ../nbs/14_rollouts.ipynb #76a2c49f
 @patch
 def _try(self: Rollouts, step, write):
     try: write()
@@ -317,13 +317,13 @@ def _try(self: Rollouts, step, write):
         warnings.warn(f'the rollouts of step {step} could not be written to {self.folder} ({why}): the training goes on, '
                       'with gaps in these pages', stacklevel=2)
 
-# %% ../nbs/14_rollouts.ipynb #0a21d34d
+# %% ../nbs/14_rollouts.ipynb #0c1ba495
 @patch
 def on_train_begin(self: Rollouts, args, state, control, **_):
     self.rewards.seen.clear()
     if state.is_world_process_zero: self._try(state.global_step, lambda: remove_after(self.folder, state.global_step))
 
-# %% ../nbs/14_rollouts.ipynb #090102cb
+# %% ../nbs/14_rollouts.ipynb #f697cb31
 @patch
 def on_step_end(self: Rollouts, args, state, control, **_):
     rollouts, step = list(self.rewards.seen), state.global_step
