@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['processes', 'share', 'served', 'verl_rows']
 
-# %% ../nbs/16_more_machines.ipynb #722aeae6
+# %% ../nbs/16_more_machines.ipynb #15dc0be0
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from .grpo import Recipe
 from .verl_reward import verl_record
 from .writer import question_with_inputs
 
-# %% ../nbs/16_more_machines.ipynb #e040be4e
+# %% ../nbs/16_more_machines.ipynb #8a42f958
 def processes() -> int:
     "How many processes train together (accelerate and torchrun say so in WORLD_SIZE)."
     return int(os.environ.get('WORLD_SIZE', 1))
 
-# %% ../nbs/16_more_machines.ipynb #1eb9b542
+# %% ../nbs/16_more_machines.ipynb #a962fd86
 def share(
     recipe: Recipe,
     n: int | None = None,   # None: `processes()`
@@ -34,7 +34,7 @@ def share(
     if batch % recipe.micro: raise ValueError(f'a process has {batch} answers a step: lower micro ({recipe.micro}) so that it divides them')
     return recipe.model_copy(update=dict(prompts=recipe.prompts//n))
 
-# %% ../nbs/16_more_machines.ipynb #ac85f75c
+# %% ../nbs/16_more_machines.ipynb #9fbec78e
 def served(
     config: GRPOConfig,     # of `trl_config`
     server: str,            # its address: http://host:8000
@@ -45,7 +45,7 @@ def served(
         raise ValueError('a vLLM server takes no packed weights, and this policy has them (nf4): load the backbone without quantization')
     return replace(config, generation_batch_size=None, use_vllm=True, vllm_mode='server', vllm_server_base_url=server)
 
-# %% ../nbs/16_more_machines.ipynb #db9f565b
+# %% ../nbs/16_more_machines.ipynb #e1f8f180
 def _turns(row, sees):
     if sees: return '<image>'*len(row.images) + row.extra_info.question
     return question_with_inputs(row.extra_info.question, [p.origin.title or 'input' for p in row.images])
