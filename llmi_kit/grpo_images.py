@@ -4,7 +4,7 @@
 __all__ = ['MARKS', 'TURNS', 'SEEING', 'COLUMNS', 'LANGUAGE', 'pictures_only', 'bytes_and_marks', 'tiny_that_sees',
            'dataset_with_images', 'with_language_lora', 'policy_with_images', 'SeeingTrainer', 'trainer_with_images']
 
-# %% ../nbs/14_grpo_images.ipynb #ecc74abf
+# %% ../nbs/14_grpo_images.ipynb #7ecd88ef
 from collections.abc import Iterable
 
 import torch
@@ -24,7 +24,7 @@ from .grpo import PARTS, Part, Recipe, Rewards, row_json, trl_config
 from .grpo_trainer import FastGRPOTrainer
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo_images.ipynb #48708005
+# %% ../nbs/14_grpo_images.ipynb #44b337d0
 def pictures_only(
     kind: type,     # of a processor of the Qwen-VL family
 ) -> type:
@@ -32,10 +32,13 @@ def pictures_only(
     class Pictures(kind):
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        def save_pretrained(self, save_directory, **kwargs):
+            super().save_pretrained(save_directory, **kwargs)
+            self.image_processor.save_pretrained(save_directory)    # a file where others' video processors look for their sizes
     Pictures.__name__ = kind.__name__       # a folder that it is saved in names the class that everybody has
     return Pictures
 
-# %% ../nbs/14_grpo_images.ipynb #f1bb90b5
+# %% ../nbs/14_grpo_images.ipynb #4d7d4c69
 MARKS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>')
 
 def bytes_and_marks() -> PreTrainedTokenizerFast:
@@ -46,7 +49,7 @@ def bytes_and_marks() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=MARKS[0], eos_token=MARKS[2], padding_side='left',
                                    additional_special_tokens=[m for m in MARKS if m not in (MARKS[0], MARKS[2])])
 
-# %% ../nbs/14_grpo_images.ipynb #d6be0eef
+# %% ../nbs/14_grpo_images.ipynb #e404f12b
 TURNS = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{% if p.type == 'image' %}"
          "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -56,7 +59,7 @@ SEEING = dict(      # config, processor, pixels a side of a square, what only th
     qwen3_vl=(Qwen3VLConfig, Qwen3VLProcessor, 16, dict(deepstack_visual_indexes=[0], num_position_embeddings=64),
               dict(head_dim=8, rope_parameters=dict(rope_type='default', mrope_section=[2, 1, 1], mrope_interleaved=True, rope_theta=1e4))))
 
-# %% ../nbs/14_grpo_images.ipynb #956b60ff
+# %% ../nbs/14_grpo_images.ipynb #d0342a64
 def tiny_that_sees(
     kind: str = 'qwen2_5_vl',   # of SEEING
     seed: int = 0,
@@ -78,7 +81,7 @@ def tiny_that_sees(
     pixels = Qwen2VLImageProcessorPil(patch_size=side, merge_size=2, min_pixels=(2*side)**2, max_pixels=MOST_PIXELS)
     return model.eval(), pictures_only(processor)(pixels, tokenizer, chat_template=TURNS)
 
-# %% ../nbs/14_grpo_images.ipynb #2e492753
+# %% ../nbs/14_grpo_images.ipynb #611865be
 COLUMNS = Features(dict(prompt=List(dict(role=Value('string'), content=Value('string'))), images=List(Image()), extra_info=Value('string')))
 
 def dataset_with_images(
@@ -96,7 +99,7 @@ def dataset_with_images(
         return dict(prompt=turns, images=[shrunk(p, cap).pil() for p in row.images], extra_info=row_json(row))
     return Dataset.from_list([record(r) for r in rows], features=COLUMNS)
 
-# %% ../nbs/14_grpo_images.ipynb #726c7a0d
+# %% ../nbs/14_grpo_images.ipynb #b9b93a1d
 LANGUAGE = r'.*\.language_model\..*_proj'       # of Qwen2.5-VL, Qwen3-VL and most others: queries to values, outputs, MLP
 
 def with_language_lora(
@@ -113,7 +116,7 @@ def with_language_lora(
         if p.requires_grad: p.data = p.data.float()     # the change of a step is too small for 16 bits
     return model
 
-# %% ../nbs/14_grpo_images.ipynb #e9abd4d0
+# %% ../nbs/14_grpo_images.ipynb #53f002bc
 def policy_with_images(
     backbone: str,              # folder, or name on the hub, of a model that sees
     quantization: str = 'none', # none or nf4
@@ -125,7 +128,7 @@ def policy_with_images(
     model, words = load(backbone, quantization)
     return with_language_lora(model, rank, adapter, seed), words
 
-# %% ../nbs/14_grpo_images.ipynb #f63bd201
+# %% ../nbs/14_grpo_images.ipynb #1e1e1a92
 class SeeingTrainer(FastGRPOTrainer):
     "GRPO for models that see; questions without pictures may be among those that have some."
     def __init__(self, *args, **kwargs):
@@ -142,7 +145,7 @@ def _without_nothing(model, args, kwargs):
     if pixels is None or len(pixels): return args, kwargs
     return args, {k: v for k, v in kwargs.items() if k not in ('pixel_values', 'image_grid_thw')}
 
-# %% ../nbs/14_grpo_images.ipynb #b107cfa5
+# %% ../nbs/14_grpo_images.ipynb #6e45614e
 def trainer_with_images(
     model, words,               # of `policy_with_images`
     rows: list[Row],
@@ -159,11 +162,12 @@ def trainer_with_images(
     trainer.remove_callback(PrinterCallback)
     return trainer
 
-# %% ../nbs/14_grpo_images.ipynb #5500e3d1
+# %% ../nbs/14_grpo_images.ipynb #3b7d7e4b
 @patch
 def logps(self: SeeingTrainer,
     asked: list[list[dict]],        # messages with pictures in their content
     answer: str,
+    size: int | None = None,        # questions read at once; None: all
 ) -> torch.Tensor:
     "Log-probabilities of an answer's tokens (questions, tokens), as for the loss."
     words, t = self.processing_class, self._tokenizer(answer, return_tensors='pt').input_ids
@@ -174,4 +178,5 @@ def logps(self: SeeingTrainer,
     mask = torch.cat([read.pop('attention_mask'), none + 1], 1)
     read['mm_token_type_ids'] = torch.cat([read['mm_token_type_ids'], none], 1)
     count = [sum(p['type'] == 'image' for m in turns for p in m['content']) for turns in asked]
-    with torch.no_grad(): return self._get_per_token_logps_and_entropies(self.model, ids, mask, t.shape[1], num_images=count, **read)[0]
+    of = self._get_per_token_logps_and_entropies
+    with torch.no_grad(): return of(self.model, ids, mask, t.shape[1], size, num_images=count, **read)[0]

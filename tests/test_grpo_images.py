@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from llmi_kit.chat import LocalChat
 from llmi_kit.data import row_of
@@ -90,6 +91,7 @@ def test_every_question_has_its_own_pictures_whoever_is_beside_it(seeing, batch)
     ids, images, _ = seeing._tokenize_prompts(questions)
     assert [len(i) for i in images] == [len(b) for b in batch]
     together = seeing.logps(questions, "So it is.")
+    torch.testing.assert_close(seeing.logps(questions, "So it is.", size=1), together, atol=2e-4, rtol=1e-4)     # parts without pictures, too
     for i, q in enumerate(questions):
         if batch[i]: torch.testing.assert_close(seeing.logps([q], "So it is.")[0], together[i], atol=2e-4, rtol=1e-4)
     assert [sum(t == words.image_token_id for t in row) > 0 for row in ids] == [bool(b) for b in batch]
@@ -147,6 +149,7 @@ def test_a_saved_processor_is_everybodys_class(tmp_path):
         model, words = tiny_that_sees(kind)
         words.save_pretrained(tmp_path/kind); model.save_pretrained(tmp_path/kind)
         assert processor.__name__ in (tmp_path/kind/"processor_config.json").read_text()
+        assert BaseVideoProcessor.get_video_processor_dict(tmp_path/kind)[0]["patch_size"] == words.image_processor.patch_size     # with torchvision it would load
         again = pictures_only(processor).from_pretrained(tmp_path/kind)
         read = [w(text="<|image_pad|>Hi", images=[Image.new("RGB", (80, 40), "red")], return_tensors="pt") for w in (words, again)]
         assert all(torch.equal(read[0][k], read[1][k]) for k in read[0]) and set(read[0]) == set(read[1])
