@@ -118,7 +118,8 @@ def load(
     "Model (in evaluation mode) and its tokenizer, or its processor if it takes images. Raises BackboneError."
     place, offline = _place(backbone)
     _fits(adapter, backbone)
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    mine = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"   # each of several processes has its own
+    device = device or (mine if torch.cuda.is_available() else 'cpu')
     dtype = dtype or native_dtype(device)
     sees, kwargs = False, dict(dtype=dtype, device_map={'': device}, **_weights(quantization, dtype), **offline)
     try:

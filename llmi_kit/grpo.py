@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'FLIGHTS', 'GSPO_CLIP', 'row_json', 'dataset_of', 'contributions', 'Rollout', 'small_copy',
-           'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'policy', 'trainer_of']
+           'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'in_single_precision', 'with_lora', 'policy',
+           'processes', 'share', 'trainer_of']
 
-# %% ../nbs/14_grpo.ipynb #72fd5924
-import asyncio, base64, io, json
+# %% ../nbs/14_grpo.ipynb #98f0a39f
+import asyncio, base64, io, json, os
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +28,13 @@ from .reward import Reward
 from .scorer import Scorer, row_from
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo.ipynb #e4ee5f86
+# %% ../nbs/14_grpo.ipynb #ef6d2f79
 def row_json(row: Row) -> str:
     "All that a reward needs of a row, as one text: columns of a dataset have one type."
     pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     return json.dumps(row.extra_info.model_dump(mode='json') | dict(images=pictures))
 
-# %% ../nbs/14_grpo.ipynb #f649cfe2
+# %% ../nbs/14_grpo.ipynb #cce1faf3
 def dataset_of(
     rows: list[Row],
     prompt: Literal['full', 'compact'] = 'compact',     # system prompt
@@ -44,7 +45,7 @@ def dataset_of(
         return [dict(role='system', content=instructions(prompt)), dict(role='user', content=text)]
     return Dataset.from_list([dict(prompt=turns(r), extra_info=row_json(r)) for r in rows])
 
-# %% ../nbs/14_grpo.ipynb #890e3f54
+# %% ../nbs/14_grpo.ipynb #7fa17a86
 PARTS = dict(count=.2, text=.5, pictures=.3)    # and their weights (paper, section 4)
 
 def contributions(reward: Reward) -> dict[str, float | None]:
@@ -54,7 +55,7 @@ def contributions(reward: Reward) -> dict[str, float | None]:
         return dict(count=.2*reward.count/.7, text=.5*reward.text/.7, pictures=0.)
     return dict(count=.2*reward.count, text=.5*(reward.text or 0.), pictures=.3*reward.count*(reward.pictures or 0.))
 
-# %% ../nbs/14_grpo.ipynb #bc5aaba7
+# %% ../nbs/14_grpo.ipynb #51f8e872
 class Rollout(BaseModel):
     "An answer of the policy and what it was worth."
     model_config = ConfigDict(frozen=True)
@@ -64,20 +65,21 @@ class Rollout(BaseModel):
     pictures: list[str]         # one a tag: a small copy as a data address, or the sentence that says why there is none
     reward: Reward
 
-# %% ../nbs/14_grpo.ipynb #84204283
+# %% ../nbs/14_grpo.ipynb #c1a89bad
 SMALL = 224     # pixels of a small copy's longer side
 
-def small_copy(result: Picture | Failure) -> str:
+def small_copy(result: Picture | Failure | None) -> str:
     "A data address of a few kilobytes; for a failure its sentence."
+    if result is None: return 'no tool was asked for this picture'
     if isinstance(result, Failure): return result.message
     image, file = result.pil().convert('RGB'), io.BytesIO()
     image.thumbnail((SMALL, SMALL))
     image.save(file, 'WEBP', quality=75)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../nbs/14_grpo.ipynb #444790e4
+# %% ../nbs/14_grpo.ipynb #f9ef095a
 class Rewards:
-    "Scores answers for the parts. What was scored stays in `store`; `seen` are the rollouts since it was last emptied."
+    "Scores answers for the parts. What was scored stays in `store`; `seen` are a trainer's rollouts since it was last emptied."
     def __init__(self,
         scorer: Scorer,
         store: Store | None = None, # None: nothing is remembered over runs
@@ -100,27 +102,25 @@ class Rewards:
         text = await self.store.once(key, make, keep=lambda _: made[0].reward.value is not None)
         return made[0] if made else Rollout.model_validate_json(text)
 
-# %% ../nbs/14_grpo.ipynb #87fd188e
+# %% ../nbs/14_grpo.ipynb #0ca5deb5
 FLIGHTS = 4096      # answers whose rewards stay in memory for the other parts of the reward
 
 @patch
-async def __call__(self: Rewards, answer: str, info: str) -> Reward:
-    "The reward of an answer to a row (`row_json`); equal ones share a flight."
-    new = (answer, info) not in self.flights
-    if new: self.flights[answer, info] = asyncio.create_task(self.rollout(answer, info))
+async def of(self: Rewards, answer: str, info: str) -> Rollout:
+    "An answer to a row (`row_json`) and its reward; equal ones share a flight."
+    if (answer, info) not in self.flights: self.flights[answer, info] = asyncio.create_task(self.rollout(answer, info))
     while len(self.flights) > FLIGHTS: self.flights.pop(next(iter(self.flights)))
-    rollout = await self.flights[answer, info]
-    if new: self.seen.append(rollout)
-    return rollout.reward
+    return await self.flights[answer, info]
 
-# %% ../nbs/14_grpo.ipynb #a0d64b02
+# %% ../nbs/14_grpo.ipynb #bae80165
 def measures(reward: Reward) -> dict[str, float]:
-    "What a trainer's log says of one answer: its reward and the parts, pictures made, and whether the tools are the right ones."
+    "What a trainer's log says of an answer that has a reward: its parts, pictures made, and whether the tools are the right ones."
+    if reward.value is None: return {}
     found = dict(value=reward.value, count=reward.count, text=reward.text, pictures=reward.pictures, made=reward.n_pictures,
-                 right_tools=float(set(reward.tools.attempted) == set(reward.tools.required)))
+                 right_tools=set(reward.tools.attempted) == set(reward.tools.required))
     return {f'llmi/{k}': float(v) for k, v in found.items() if v is not None}
 
-# %% ../nbs/14_grpo.ipynb #2973e3ca
+# %% ../nbs/14_grpo.ipynb #d2cc676c
 def _said(completion): return completion if isinstance(completion, str) else completion[-1]['content']
 
 class Part:
@@ -128,12 +128,13 @@ class Part:
     def __init__(self, name: str, rewards: Rewards): self.__name__, self.name, self.rewards = name, name, rewards
 
     async def __call__(self, completions, extra_info, log_metric=None, **_) -> list[float | None]:
-        found = await asyncio.gather(*(self.rewards(_said(c), info) for c, info in zip(completions, extra_info, strict=True)))
-        if log_metric and self.name == next(iter(PARTS)):
-            for name, value in (pair for r in found for pair in measures(r).items()): log_metric(name, value)
-        return [contributions(r)[self.name] for r in found]
+        found = await asyncio.gather(*(self.rewards.of(_said(c), info) for c, info in zip(completions, extra_info, strict=True)))
+        if self.name == next(iter(PARTS)):
+            self.rewards.seen += found
+            for name, value in (pair for f in found for pair in measures(f.reward).items()): log_metric and log_metric(name, value)
+        return [contributions(f.reward)[self.name] for f in found]
 
-# %% ../nbs/14_grpo.ipynb #f724b6e2
+# %% ../nbs/14_grpo.ipynb #edef24b8
 class Recipe(BaseModel):
     "Everything that determines a training besides backbone, rows and reward."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -151,17 +152,25 @@ class Recipe(BaseModel):
     loss: Literal['dr_grpo', 'dapo', 'grpo', 'bnpo'] = 'dapo'   # token mean over the step, as the paper's
     sequence: bool = False      # GSPO: importance ratios of whole answers (arXiv 2507.18071)
     normalize_parts: bool = True    # each part of the reward on its own scale within a group, then weighted
-    micro: int = 16             # answers whose gradient is computed at once
+    micro: int = 16             # answers whose gradient is computed at once, at most
     seed: int = 0
 
     @model_validator(mode='after')
-    def _divides(self):
-        batch = self.prompts*self.answers
-        if batch % self.micro: raise ValueError(f'micro ({self.micro}) has to divide prompts times answers ({batch})')
+    def _compares(self):
         if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
         return self
 
-# %% ../nbs/14_grpo.ipynb #2c445e35
+    @property
+    def batch(self) -> int:
+        "Answers a step."
+        return self.prompts*self.answers
+
+    @property
+    def at_once(self) -> int:
+        "Answers whose gradient is computed at once: the largest number up to `micro` that divides a step's."
+        return max(n for n in range(1, self.micro + 1) if self.batch % n == 0)
+
+# %% ../nbs/14_grpo.ipynb #629ba6cd
 GSPO_CLIP = (3e-4, 4e-4)    # paper, section 5: for ratios of whole answers
 
 def trl_config(
@@ -171,12 +180,11 @@ def trl_config(
     report_to: str = 'none',    # tensorboard, trackio, none
 ) -> GRPOConfig:
     "The recipe in TRL's words."
-    batch = recipe.prompts*recipe.answers
     clip = dict(epsilon=GSPO_CLIP[0], epsilon_high=GSPO_CLIP[1]) if recipe.sequence else {}
     level, loss = ('sequence', 'grpo') if recipe.sequence else ('token', recipe.loss)
     schedule = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01), warmup_steps=recipe.warmup)
-    return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.micro,
-        gradient_accumulation_steps=batch//recipe.micro, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
+    return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.at_once,
+        gradient_accumulation_steps=recipe.batch//recipe.at_once, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
         temperature=recipe.temperature, learning_rate=recipe.lr, **schedule, weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, report_to=report_to,
@@ -186,7 +194,29 @@ def trl_config(
         save_steps=save_steps, save_total_limit=2, bf16=False, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=torch.cuda.is_available())     # memory is scarce there, time here
 
-# %% ../nbs/14_grpo.ipynb #f9082175
+# %% ../nbs/14_grpo.ipynb #1aa6fe9f
+def in_single_precision(model):
+    "The model, with what learns in float32: a step's change is too small for 16 bits. (TRL puts LoRA on NF4 into bfloat16.)"
+    for p in model.parameters():
+        if p.requires_grad: p.data = p.data.float()
+    return model
+
+# %% ../nbs/14_grpo.ipynb #ad77fd73
+def with_lora(
+    model,
+    rank: int = 16,
+    adapter: str = '',              # a warm start to go on with: embedded or a folder; empty: fresh weights
+    seed: int = 0,
+    targets: str = 'all-linear',    # layers that learn, if the weights are fresh
+):
+    "The model with LoRA weights that can be trained, in float32. Raises BackboneError."
+    torch.manual_seed(seed)
+    folder = adapter_folder(adapter)
+    if folder: model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    else: model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=targets, task_type='CAUSAL_LM'))
+    return in_single_precision(model)
+
+# %% ../nbs/14_grpo.ipynb #f1682db7
 def policy(
     backbone: str = 'embedded',
     quantization: str = 'none',     # none or nf4
@@ -194,19 +224,26 @@ def policy(
     rank: int = 16,
     seed: int = 0,
 ):
-    "(model, tokenizer) whose LoRA weights can be trained, in float32. Raises BackboneError."
+    "(model, tokenizer) of a policy that reads text. Raises BackboneError."
     model, words = load(backbone, quantization)
-    torch.manual_seed(seed)
-    folder = adapter_folder(adapter)
-    if folder: model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    else:
-        lora = LoraConfig(r=rank, lora_alpha=2*rank, target_modules='all-linear', task_type='CAUSAL_LM')
-        model = get_peft_model(model, lora)
-    for p in model.parameters():
-        if p.requires_grad: p.data = p.data.float()     # the change of a step is too small for 16 bits
-    return model, words
+    return with_lora(model, rank, adapter, seed), words
 
-# %% ../nbs/14_grpo.ipynb #6106fbbc
+# %% ../nbs/14_grpo.ipynb #ca794ebe
+def processes() -> int:
+    "How many processes train together (accelerate and torchrun say so in WORLD_SIZE)."
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+# %% ../nbs/14_grpo.ipynb #5052b115
+def share(
+    recipe: Recipe,
+    n: int | None = None,   # None: `processes()`
+) -> Recipe:
+    "What one of `n` processes does of a recipe: whole questions. Raises ValueError where they can't be shared."
+    n = n or processes()
+    if recipe.prompts % n: raise ValueError(f'{n} processes can not share {recipe.prompts} prompts evenly: give a multiple of {n}')
+    return recipe.model_copy(update=dict(prompts=recipe.prompts//n))
+
+# %% ../nbs/14_grpo.ipynb #c143334c
 def trainer_of(
     model, words,               # of `policy`
     rows: list[Row],
@@ -220,4 +257,5 @@ def trainer_of(
     parts = [Part(name, rewards) for name in PARTS]
     trainer = FastGRPOTrainer(model, parts, trl_config(recipe, out, **how), dataset_of(rows, prompt), processing_class=words)
     trainer.remove_callback(PrinterCallback)    # thirty numbers a step: they are in the log
+    in_single_precision(model)
     return trainer
