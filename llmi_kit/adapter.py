@@ -4,7 +4,7 @@
 __all__ = ['EMBEDDED', 'SAMPLE', 'TOLERANCE', 'AdapterError', 'Figure', 'Record', 'versions', 'hub_name', 'licence', 'card',
            'save_adapter', 'misfit', 'with_adapter', 'scores_of', 'apart', 'Merged', 'merge']
 
-# %% ../nbs/14_adapter.ipynb #ab23507c
+# %% ../nbs/14_adapter.ipynb #26989df9
 import json, os, platform, shutil, tempfile
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from .backbone import adapter_folder, load, quiet
 from .memory import FACTS
 
-# %% ../nbs/14_adapter.ipynb #3928c6ec
+# %% ../nbs/14_adapter.ipynb #4fd9efa9
 class AdapterError(ValueError):
     "This adapter can't be saved or merged; the message says why and what to do."
 
-# %% ../nbs/14_adapter.ipynb #46fdd5ec
+# %% ../nbs/14_adapter.ipynb #db883f93
 class Figure(BaseModel):
     "A measure on held-out questions."
     model_config = ConfigDict(frozen=True)
@@ -51,12 +51,12 @@ class Record(BaseModel):
     device: str = ''
     versions: dict[str, str] = {}
 
-# %% ../nbs/14_adapter.ipynb #f13b8668
+# %% ../nbs/14_adapter.ipynb #c2389d58
 def versions() -> dict[str, str]:
     "Of the packages that make a training what it is."
     return {p: version(p) for p in ('torch', 'transformers', 'peft', 'trl')} | dict(python=platform.python_version())
 
-# %% ../nbs/14_adapter.ipynb #b61d3957
+# %% ../nbs/14_adapter.ipynb #0b1eec34
 EMBEDDED = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 
 def hub_name(
@@ -74,7 +74,7 @@ def licence(backbone: str) -> str | None:
     name = hub_name(backbone)
     return 'apache-2.0' if name == EMBEDDED else FACTS[name].licence.lower() if name in FACTS else None
 
-# %% ../nbs/14_adapter.ipynb #3f964f7e
+# %% ../nbs/14_adapter.ipynb #26796e22
 def _told(record):
     "(what, value) of everything that is known."
     r = record
@@ -88,7 +88,7 @@ def _told(record):
         'time': f'{r.seconds/60:.0f} minutes' if r.seconds is not None else '', 'device': r.device,
         'versions': ', '.join(f'{k} {v}' for k, v in r.versions.items())}.items() if v not in ('', None)]
 
-# %% ../nbs/14_adapter.ipynb #99f1d184
+# %% ../nbs/14_adapter.ipynb #fc066741
 def _held_out(figures):
     "Lines of a table; columns that no figure fills are left out."
     show = lambda x: '' if x is None else f'{x:.3g}'
@@ -99,7 +99,7 @@ def _held_out(figures):
     head, *rows = zip(*(c for c in columns if any(c[1:])), strict=True)
     return ['| ' + ' | '.join(cells) + ' |' for cells in (head, ['---']*len(head), *rows)]
 
-# %% ../nbs/14_adapter.ipynb #373b2559
+# %% ../nbs/14_adapter.ipynb #27ab95b6
 def card(
     record: Record,
     merged: str = '',   # of a merged model: what the merging did, in a sentence
@@ -108,8 +108,8 @@ def card(
     base, how = hub_name(record.backbone), {True: 'GSPO', False: 'GRPO'}.get(record.recipe.get('sequence'))
     data = ModelCardData(base_model=base, library_name='transformers' if merged else 'peft', license=licence(record.backbone),
                          tags=['llmi-kit', 'lora', *([how.lower()] if how else [])])
-    what = 'A model merged from' if merged else 'LoRA weights for'
-    lines = ['---', data.to_yaml(), '---', f"# {base.split('/')[-1]}, trained with llmi_kit", '',
+    title, what = ('{} with LoRA', 'A model merged from') if merged else ('LoRA for {}', 'LoRA weights for')
+    lines = ['---', data.to_yaml(), '---', f"# {title.format(base.split('/')[-1])}", '',
              f'{what} {base}{f", trained by {how}" if how else ""}{" and LoRA weights" if merged else ""}.', '', merged]
     told = [('', ''), ('---', '---'), *_told(record)]
     lines += [*([''] if merged else []), *(f'| {k} | {v} |' for k, v in told)]
@@ -118,14 +118,14 @@ def card(
                              '`adapter =` this folder; in Python `peft.PeftModel.from_pretrained(model, folder)`.']
     return '\n'.join([*lines, '', '`record.json` has the whole record.', ''])
 
-# %% ../nbs/14_adapter.ipynb #23544b13
+# %% ../nbs/14_adapter.ipynb #b1ab6b4d
 def _named(value):
     "Without a machine's paths: of each its last part."
     if isinstance(value, dict): return {k: _named(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_named(v) for v in value]
     return Path(value).name if isinstance(value, str) and value.startswith(('/', '~/', './', '../')) else value
 
-# %% ../nbs/14_adapter.ipynb #6ebf8912
+# %% ../nbs/14_adapter.ipynb #c4367f9d
 def save_adapter(
     model,                          # with LoRA
     folder: str | Path,
@@ -148,7 +148,7 @@ def save_adapter(
     (folder/'README.md').write_text(card(record))
     return folder
 
-# %% ../nbs/14_adapter.ipynb #1c0ecb79
+# %% ../nbs/14_adapter.ipynb #9be3dd56
 def misfit(
     model,
     weights: dict[str, torch.Tensor],   # of an adapter, by name
@@ -163,7 +163,7 @@ def misfit(
         has, takes = w.shape[1 if goes_in else 0], getattr(layer, 'in_features' if goes_in else 'out_features', None)
         if has != takes: return f'its {name} is for {has} numbers, and that of this backbone has {takes}'
 
-# %% ../nbs/14_adapter.ipynb #97e899df
+# %% ../nbs/14_adapter.ipynb #ca2e6247
 def with_adapter(
     backbone: str,
     folder: Path,               # of the adapter
@@ -187,7 +187,7 @@ def with_adapter(
         raise AdapterError(f'the adapter is for another backbone: of what it should change it lacks {len(new)} matrices, as {min(new)}')
     return model, words
 
-# %% ../nbs/14_adapter.ipynb #5e5b8e57
+# %% ../nbs/14_adapter.ipynb #0c2d059b
 SAMPLE = 'Write a short report on the tea trade with two pictures: a photograph of a harbour and a chart of 3, 5 and 8 ships.'
 
 @torch.no_grad()
@@ -200,7 +200,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
     return ((a - b).square().mean()/a.square().mean()).sqrt().item()
 
-# %% ../nbs/14_adapter.ipynb #a9119dd2
+# %% ../nbs/14_adapter.ipynb #8682c191
 @contextmanager
 def _new_folder(out: Path):
     "A folder to write in that becomes `out` when all went well. Raises AdapterError."
@@ -214,7 +214,7 @@ def _new_folder(out: Path):
         os.replace(part, out)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/14_adapter.ipynb #eb8e2931
+# %% ../nbs/14_adapter.ipynb #ffbd203a
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: .05, torch.float16: .01}  # right merges are less than half as far
 
 class Merged(NamedTuple):
@@ -230,7 +230,7 @@ class Merged(NamedTuple):
         if self.dtype == torch.float32 or self.difference < self.effect/2: return said
         return said + '; that is little beside the rounding: merge in float32 to keep all of it'
 
-# %% ../nbs/14_adapter.ipynb #d4c021df
+# %% ../nbs/14_adapter.ipynb #8d9ad8c9
 def _record(folder, backbone):
     "What an adapter's folder knows of its training."
     file = folder/'record.json'

@@ -93,6 +93,8 @@ def test_weights_have_the_precision_that_was_asked_for(backbone, tmp_path):
 def test_the_same_adapter_gives_the_same_bytes(backbone, tmp_path):
     a, b = (save_adapter(lora(backbone), tmp_path/n, dict(backbone=backbone)) for n in "ab")
     for file in a.iterdir(): assert file.read_bytes() == (b/file.name).read_bytes()
+    config = json.loads((a/"adapter_config.json").read_text())
+    assert list(config) == sorted(config) and config["target_modules"] == sorted(config["target_modules"])     # PEFT's is a set: its order is chance
 
 
 def test_what_can_not_be_saved_is_one_sentence(backbone, tmp_path):
