@@ -74,9 +74,9 @@ def same(folder, whole):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("step", [3, 4, 5])
+@pytest.mark.parametrize("step", [3, 4])
 def test_killed_and_gone_on_with(tmp_path, model, whole, step):
-    "Before, at and after a checkpoint: the same losses as without, and nothing scored twice."
+    "Between checkpoints, and while one is due: the same losses as without, and nothing scored twice."
     assert child(tmp_path, model, "--die", step).returncode == -9
     assert not (tmp_path/"run"/"adapter").exists()
     done = child(tmp_path, model, "--resume")
@@ -90,13 +90,11 @@ def test_killed_and_gone_on_with(tmp_path, model, whole, step):
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_saves_the_last_finished_step(tmp_path, model, whole):
-    stopped = child(tmp_path, model, "--interrupt", 8*4 + 3)     # in the fifth step; the last checkpoint is of the fourth
+    stopped = child(tmp_path, model, "--interrupt", 8*3 + 3)     # in the fourth step; checkpoints are of every second
     assert stopped.returncode == 130, stopped.stderr[-2000:]
-    (tmp_path/"run"/"checkpoint-4").rename(tmp_path/"four")     # so that it is the stop's own that counts
-    other = child(tmp_path/"again", model, "--interrupt", 8*3 + 3)
-    assert other.returncode == 130 and RunFolder(tmp_path/"again"/"run").last.name == "checkpoint-3"
-    assert child(tmp_path/"again", model, "--resume").returncode == 0
-    same(tmp_path/"again", whole)
+    assert RunFolder(tmp_path/"run").last.name == "checkpoint-3"
+    assert child(tmp_path, model, "--resume").returncode == 0
+    same(tmp_path, whole)
 
 
 def test_resuming_in_an_empty_folder_begins(tmp_path, model, whole):
