@@ -4,27 +4,26 @@
 __all__ = ['MARKS', 'TURNS', 'SEEING', 'COLUMNS', 'LANGUAGE', 'pictures_only', 'bytes_and_marks', 'tiny_that_sees',
            'dataset_with_images', 'with_language_lora', 'policy_with_images', 'SeeingTrainer', 'trainer_with_images']
 
-# %% ../nbs/14_grpo_images.ipynb #7ecd88ef
+# %% ../nbs/14_grpo_images.ipynb #af583336
 from collections.abc import Iterable
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from fastcore.basics import patch
-from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (AutoModelForImageTextToText, PreTrainedTokenizerFast, PrinterCallback, Qwen2_5_VLConfig, Qwen2_5_VLProcessor,
                           Qwen3VLConfig, Qwen3VLProcessor)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from .backbone import adapter_folder, load, plain_text
+from .backbone import load, plain_text
 from .data import Row
 from .document import instructions
 from .evidence import MOST_PIXELS, pixel_cap, shrunk
-from .grpo import PARTS, Part, Recipe, Rewards, row_json, trl_config
+from .grpo import PARTS, Part, Recipe, Rewards, in_single_precision, row_json, trl_config, with_lora
 from .grpo_trainer import FastGRPOTrainer
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo_images.ipynb #44b337d0
+# %% ../nbs/14_grpo_images.ipynb #552f9ca6
 def pictures_only(
     kind: type,     # of a processor of the Qwen-VL family
 ) -> type:
@@ -38,7 +37,7 @@ def pictures_only(
     Pictures.__name__ = kind.__name__       # a folder that it is saved in names the class that everybody has
     return Pictures
 
-# %% ../nbs/14_grpo_images.ipynb #4d7d4c69
+# %% ../nbs/14_grpo_images.ipynb #193309c3
 MARKS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>')
 
 def bytes_and_marks() -> PreTrainedTokenizerFast:
@@ -49,7 +48,7 @@ def bytes_and_marks() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=MARKS[0], eos_token=MARKS[2], padding_side='left',
                                    additional_special_tokens=[m for m in MARKS if m not in (MARKS[0], MARKS[2])])
 
-# %% ../nbs/14_grpo_images.ipynb #e404f12b
+# %% ../nbs/14_grpo_images.ipynb #7a1a3924
 TURNS = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{% if p.type == 'image' %}"
          "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -59,7 +58,7 @@ SEEING = dict(      # config, processor, pixels a side of a square, what only th
     qwen3_vl=(Qwen3VLConfig, Qwen3VLProcessor, 16, dict(deepstack_visual_indexes=[0], num_position_embeddings=64),
               dict(head_dim=8, rope_parameters=dict(rope_type='default', mrope_section=[2, 1, 1], mrope_interleaved=True, rope_theta=1e4))))
 
-# %% ../nbs/14_grpo_images.ipynb #d0342a64
+# %% ../nbs/14_grpo_images.ipynb #5a5c0703
 def tiny_that_sees(
     kind: str = 'qwen2_5_vl',   # of SEEING
     seed: int = 0,
@@ -81,7 +80,7 @@ def tiny_that_sees(
     pixels = Qwen2VLImageProcessorPil(patch_size=side, merge_size=2, min_pixels=(2*side)**2, max_pixels=MOST_PIXELS)
     return model.eval(), pictures_only(processor)(pixels, tokenizer, chat_template=TURNS)
 
-# %% ../nbs/14_grpo_images.ipynb #611865be
+# %% ../nbs/14_grpo_images.ipynb #f826f10a
 COLUMNS = Features(dict(prompt=List(dict(role=Value('string'), content=Value('string'))), images=List(Image()), extra_info=Value('string')))
 
 def dataset_with_images(
@@ -99,7 +98,7 @@ def dataset_with_images(
         return dict(prompt=turns, images=[shrunk(p, cap).pil() for p in row.images], extra_info=row_json(row))
     return Dataset.from_list([record(r) for r in rows], features=COLUMNS)
 
-# %% ../nbs/14_grpo_images.ipynb #b9b93a1d
+# %% ../nbs/14_grpo_images.ipynb #a878944e
 LANGUAGE = r'.*\.language_model\..*_proj'       # of Qwen2.5-VL, Qwen3-VL and most others: queries to values, outputs, MLP
 
 def with_language_lora(
@@ -109,14 +108,9 @@ def with_language_lora(
     seed: int = 0,
 ):
     "The model with LoRA weights that can be trained, in float32, on its language layers only."
-    torch.manual_seed(seed)
-    folder, lora = adapter_folder(adapter), LoraConfig(r=rank, lora_alpha=2*rank, target_modules=LANGUAGE, task_type='CAUSAL_LM')
-    model = PeftModel.from_pretrained(model, folder, is_trainable=True) if folder else get_peft_model(model, lora)
-    for p in model.parameters():
-        if p.requires_grad: p.data = p.data.float()     # the change of a step is too small for 16 bits
-    return model
+    return with_lora(model, rank, adapter, seed, LANGUAGE)
 
-# %% ../nbs/14_grpo_images.ipynb #53f002bc
+# %% ../nbs/14_grpo_images.ipynb #7a5c768a
 def policy_with_images(
     backbone: str,              # folder, or name on the hub, of a model that sees
     quantization: str = 'none', # none or nf4
@@ -128,7 +122,7 @@ def policy_with_images(
     model, words = load(backbone, quantization)
     return with_language_lora(model, rank, adapter, seed), words
 
-# %% ../nbs/14_grpo_images.ipynb #1e1e1a92
+# %% ../nbs/14_grpo_images.ipynb #2cb71089
 class SeeingTrainer(FastGRPOTrainer):
     "GRPO for models that see; questions without pictures may be among those that have some."
     def __init__(self, *args, **kwargs):
@@ -145,7 +139,7 @@ def _without_nothing(model, args, kwargs):
     if pixels is None or len(pixels): return args, kwargs
     return args, {k: v for k, v in kwargs.items() if k not in ('pixel_values', 'image_grid_thw')}
 
-# %% ../nbs/14_grpo_images.ipynb #6e45614e
+# %% ../nbs/14_grpo_images.ipynb #0b9b913b
 def trainer_with_images(
     model, words,               # of `policy_with_images`
     rows: list[Row],
@@ -160,9 +154,10 @@ def trainer_with_images(
     data = dataset_with_images(rows, prompt, pixels, words.tokenizer)
     trainer = SeeingTrainer(model, [Part(name, rewards) for name in PARTS], trl_config(recipe, out, **how), data, processing_class=words)
     trainer.remove_callback(PrinterCallback)
+    in_single_precision(model)      # TRL keeps LoRA on a quantized backbone in 16 bits
     return trainer
 
-# %% ../nbs/14_grpo_images.ipynb #3b7d7e4b
+# %% ../nbs/14_grpo_images.ipynb #9fac1a53
 @patch
 def logps(self: SeeingTrainer,
     asked: list[list[dict]],        # messages with pictures in their content

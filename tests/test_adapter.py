@@ -121,6 +121,8 @@ def test_a_card_says_what_the_record_shows_and_nothing_else(left_out):
     assert said.startswith("---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\nlibrary_name: peft\n") or "library_name: peft" in said.split("---")[1]
     bare = card(Record(backbone="nobody/new"))
     assert "license" not in bare and not re.search(r"\d", bare.split("---\n", 2)[2].replace("| --- | --- |", ""))
+    assert [line for line in bare.splitlines() if line.startswith("|")] == ["|  |  |", "| --- | --- |", "| backbone | nobody/new |"]
+    assert "|  | after |\n| --- | --- |\n| tools | 0.5 |" in card(Record(backbone="x/y", held_out=dict(tools=Figure(value=.5))))
 
 
 def test_a_figure_of_zero_is_told(): assert "| tools | 0 | 0 | 0 to 0 (change) | 0 |" in card(Record(backbone="x/y", held_out=dict(tools=Figure(value=0, before=0, low=0, high=0, n=0))))
