@@ -305,5 +305,6 @@ def serve_images(
 # %% ../nbs/30_cli.ipynb #88a4d93a
 def main():
     "The `llmi` command."
+    os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')     # TRL would tell the model hub that it is used
     sys.argv[1:] = spread(sys.argv[1:])
     app()

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Steps', 'Prompts', 'Answers', 'Longest', 'Micro', 'Rank', 'Rate', 'REPORTS', 'adapter', 'train', 'merge']
 
-# %% ../nbs/29_cli_training.ipynb #9e50714d
+# %% ../nbs/29_cli_training.ipynb #f1ede3c0
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ import typer
 from .config import load_profile
 from .manners import ProfileName, Seed, leave, manners
 
-# %% ../nbs/29_cli_training.ipynb #e3a1d516
+# %% ../nbs/29_cli_training.ipynb #4dc0ddf3
 def _recipe(**wishes):
     "A recipe; what nobody wished for has its default."
     from llmi_kit.data import DataError
@@ -21,14 +21,14 @@ def _recipe(**wishes):
     try: return Recipe(**{k: v for k, v in wishes.items() if v is not None})
     except ValidationError as e: raise DataError(e.errors()[0]['msg'].removeprefix('Value error, ')) from None
 
-# %% ../nbs/29_cli_training.ipynb #e4534180
+# %% ../nbs/29_cli_training.ipynb #0914ca12
 def _step(log, steps):
     "A line about a step of training."
     mean = lambda name: log.get(f'llmi/{name}', float('nan'))   # there is none if no answer has a reward
     typer.echo(f"step {log['step']} of {steps}: reward {mean('value'):.3f}, right tools {mean('right_tools'):.0%}, "
                f"{mean('made'):.1f} pictures, {log['completions/mean_length']:.0f} tokens, {log['step_time']:.0f} s")
 
-# %% ../nbs/29_cli_training.ipynb #016d797a
+# %% ../nbs/29_cli_training.ipynb #4467dafc
 def _trained(profile, rows, recipe, out, **how):
     "Train, and say in one sentence what went wrong."
     from llmi_kit.backbone import BackboneError
@@ -38,7 +38,7 @@ def _trained(profile, rows, recipe, out, **how):
     except (BackboneError, TrainingError) as e: leave(e, 2)
     except KeyboardInterrupt: leave('stopped: the same command with --resume goes on', 130)
 
-# %% ../nbs/29_cli_training.ipynb #4cc12849
+# %% ../nbs/29_cli_training.ipynb #df25f024
 def _number(says): return typer.Option(help=says, show_default=False, min=1)
 
 Steps = Annotated[int | None, _number('Updates of the weights.')]
@@ -49,7 +49,7 @@ Micro = Annotated[int | None, _number('Answers whose gradient is computed at onc
 Rank = Annotated[int | None, _number('Of LoRA, without a warm start.')]
 Rate = Annotated[float | None, typer.Option(help='Learning rate.', show_default=False)]
 
-# %% ../nbs/29_cli_training.ipynb #b29bf8b7
+# %% ../nbs/29_cli_training.ipynb #1d6c1c77
 REPORTS = ('tensorboard', 'trackio', 'none')
 
 def train(
@@ -81,23 +81,25 @@ def train(
         folder = _trained(settings, asked, recipe, out, **how)
     typer.echo(f'{folder}\n{out/"rollouts"/"index.html"}')
 
-# %% ../nbs/29_cli_training.ipynb #f5f492fd
+# %% ../nbs/29_cli_training.ipynb #621557f8
 adapter = typer.Typer(no_args_is_help=True, help='What to do with trained adapters.')
 
 @adapter.callback()
 def _(): "Verbs for trained adapters."
 
-# %% ../nbs/29_cli_training.ipynb #9b099506
+# %% ../nbs/29_cli_training.ipynb #8065ccad
 @adapter.command()
 def merge(
     folder: Annotated[str, typer.Argument(metavar='ADAPTER', help='Its folder, or embedded.')],
     backbone: Annotated[str, typer.Option('--backbone', help='That it was trained on: embedded, folder, or name.')],
     out: Annotated[Path, typer.Option('--out', help='New folder for the whole model.')],
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto (the backbone's own).")] = 'auto',
 ):
     "Merge an adapter into its backbone, in full precision: a model that needs no adapter."
     from llmi_kit.adapter import AdapterError, merge as make
     from llmi_kit.backbone import BackboneError
     with manners(out):
-        try: done = make(folder, backbone, out)
+        if dtype not in ('auto', 'float32', 'bfloat16'): leave(f"--dtype is auto, float32 or bfloat16, not '{dtype}'", 2)
+        try: done = make(folder, backbone, out, dtype)
         except (AdapterError, BackboneError) as e: leave(e, 2)
     typer.echo(f'{done.folder}\n{done}')
