@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LOWER', 'TrainingError', 'RunFolder', 'Progress', 'train', 'save_stopped', 'held_out']
 
-# %% ../nbs/14_grpo_run.ipynb #6198b48a
+# %% ../nbs/14_grpo_run.ipynb #65d71b6b
 import asyncio, json, os, random
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from .grpo import Rewards, Rollout, dataset_of
 from .grpo_trainer import FastGRPOTrainer
 from .grpo_writing import sampler, write_answers
 
-# %% ../nbs/14_grpo_run.ipynb #36ecf3ec
+# %% ../nbs/14_grpo_run.ipynb #7b4acf83
 class TrainingError(RuntimeError):
     "Training can't begin or go on; the message says what to do."
 
-# %% ../nbs/14_grpo_run.ipynb #1a0681dc
+# %% ../nbs/14_grpo_run.ipynb #08e3c8ee
 class RunFolder:
     "The folder of a training: begun.json, log.jsonl, checkpoints, rewards, adapter. Raises TrainingError."
     def __init__(self, out: str | Path): self.out = Path(out)
@@ -37,14 +37,14 @@ class RunFolder:
     @property
     def rewards(self) -> Store: return Store(self.out/'rewards')
 
-# %% ../nbs/14_grpo_run.ipynb #4a402d28
+# %% ../nbs/14_grpo_run.ipynb #0ddfba81
 def _differences(old, new, path=''):
     for k in sorted(old.keys() | new.keys()):
         a, b = old.get(k), new.get(k)
         if isinstance(a, dict) and isinstance(b, dict): yield from _differences(a, b, f'{path}{k}.')
         elif a != b: yield f'{path}{k} was {a} and is {b}'
 
-# %% ../nbs/14_grpo_run.ipynb #31944e28
+# %% ../nbs/14_grpo_run.ipynb #f6e32c2d
 @patch
 def begin(self: RunFolder,
     facts: dict,            # what determines the training, as JSON
@@ -60,7 +60,7 @@ def begin(self: RunFolder,
     self.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(facts, indent=1) + '\n')
 
-# %% ../nbs/14_grpo_run.ipynb #5c94063d
+# %% ../nbs/14_grpo_run.ipynb #bbe69a44
 def _chance():
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus
@@ -69,7 +69,7 @@ def _set_chance(state):
     random.setstate(state[0]); np.random.set_state(state[1]); torch.set_rng_state(state[2])
     if state[3]: torch.cuda.set_rng_state_all(state[3])
 
-# %% ../nbs/14_grpo_run.ipynb #80a5aeaa
+# %% ../nbs/14_grpo_run.ipynb #b2107739
 class Progress(TrainerCallback):
     "Writes the log as it grows, tells about each step, and remembers the random state after it."
     def __init__(self, folder: RunFolder, tell=lambda log: None):
@@ -86,7 +86,7 @@ class Progress(TrainerCallback):
         with self.file.open('a') as f: print(json.dumps(dict(logs, step=state.global_step)), file=f)
         if 'reward' in logs: self.tell(dict(logs, step=state.global_step))
 
-# %% ../nbs/14_grpo_run.ipynb #5c8ff3fe
+# %% ../nbs/14_grpo_run.ipynb #64a098c5
 LOWER = ('memory ran out: lower `micro` (answers whose gradient is computed at once), `max_tokens` or `answers`, '
          'or load the backbone in nf4')
 
@@ -105,7 +105,7 @@ def train(
         raise
     except (torch.OutOfMemoryError, MemoryError): raise TrainingError(LOWER) from None
 
-# %% ../nbs/14_grpo_run.ipynb #b18ae43e
+# %% ../nbs/14_grpo_run.ipynb #421d875f
 def save_stopped(trainer: FastGRPOTrainer, chance):
     "A checkpoint as it would have been after the last finished step."
     step = trainer.state.global_step
@@ -114,7 +114,7 @@ def save_stopped(trainer: FastGRPOTrainer, chance):
     _set_chance(chance)
     trainer._save_checkpoint(trainer.model, trial=None)
 
-# %% ../nbs/14_grpo_run.ipynb #d5030150
+# %% ../nbs/14_grpo_run.ipynb #4700e71c
 async def held_out(
     model, words,               # a policy that reads text, and its tokenizer
     rows: list[Row],
@@ -129,7 +129,8 @@ async def held_out(
     data = dataset_of(rows, prompt)
     asked = [words.apply_chat_template(d['prompt'], add_generation_prompt=True, tokenize=True, return_dict=False) for d in data]
     torch.manual_seed(seed)
-    draw = sampler(temperature) if temperature else lambda scores, rows: scores.argmax(-1)
+    numbers = torch.rand(len(rows), max_tokens)
+    draw = sampler(temperature, numbers=numbers) if temperature else lambda scores, rows: scores.argmax(-1)
     written = await asyncio.to_thread(write_answers, model, asked, max_tokens, {words.eos_token_id}, draw, slots)
     said = [words.decode(ids, skip_special_tokens=True) for ids in written]
     return list(await asyncio.gather(*(rewards.rollout(text, d['extra_info']) for text, d in zip(said, data, strict=True))))

@@ -4,7 +4,7 @@
 __all__ = ['PACKABLE', 'Part', 'Packed', 'pack', 'packed_attention', 'packable', 'outputs_at', 'packed_logps', 'Early', 'regroup',
            'FastGRPOTrainer']
 
-# %% ../nbs/14_grpo_trainer.ipynb #42deae78
+# %% ../nbs/14_grpo_trainer.ipynb #8c72c577
 import asyncio
 from contextlib import contextmanager
 from os.path import commonprefix
@@ -22,13 +22,13 @@ from trl.trainer.utils import is_async_callable
 
 from .grpo_writing import base, merged, sampler, write_answers
 
-# %% ../nbs/14_grpo_trainer.ipynb #a2000cf6
+# %% ../nbs/14_grpo_trainer.ipynb #5c28e2a3
 class Part(NamedTuple):
     "A run of tokens in a packed row."
     path: tuple[tuple[int, int], ...]   # slices of the row that it can see: what it continues, then itself
     mask: torch.Tensor | None           # (own tokens, visible tokens); None: plain causal, it continues nothing
 
-# %% ../nbs/14_grpo_trainer.ipynb #b6563dab
+# %% ../nbs/14_grpo_trainer.ipynb #baf17860
 class Packed(NamedTuple):
     "Answers to several prompts in one row, every common token once."
     ids: torch.Tensor           # (1, tokens)
@@ -37,13 +37,13 @@ class Packed(NamedTuple):
     sources: torch.Tensor       # (answer tokens,): index of the token whose output predicts each of them
     targets: torch.Tensor       # (1, answer tokens)
 
-# %% ../nbs/14_grpo_trainer.ipynb #d0453562
+# %% ../nbs/14_grpo_trainer.ipynb #af1fdf61
 def _part(path, device):
     (start, end), seen = path[-1], sum(b - a for a, b in path[:-1])
     if not seen: return Part(path, None)
     return Part(path, torch.ones(end - start, seen + end - start, dtype=torch.bool, device=device).tril(seen))
 
-# %% ../nbs/14_grpo_trainer.ipynb #5d15dd13
+# %% ../nbs/14_grpo_trainer.ipynb #fd58d45b
 def pack(
     prompts: list[list[int]],   # token ids, one prompt an answer
     answers: list[list[int]],
@@ -68,7 +68,7 @@ def pack(
     row = lambda x: torch.tensor([x], dtype=torch.long, device=device)
     return Packed(row(ids), row(positions), parts, row(sources)[0], row(targets))
 
-# %% ../nbs/14_grpo_trainer.ipynb #7df15d58
+# %% ../nbs/14_grpo_trainer.ipynb #8c583568
 def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0., parts=None, **kwargs):
     "Attention of a packed row: each part sees what it continues and itself. Without `parts`, transformers' own."
     if parts is None: return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
@@ -81,14 +81,14 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, dr
         out.append(scaled_dot_product_attention(own, keys, values, attn_mask=mask, is_causal=mask is None, **how))
     return torch.cat(out, 2).transpose(1, 2), None
 
-# %% ../nbs/14_grpo_trainer.ipynb #971e9f35
+# %% ../nbs/14_grpo_trainer.ipynb #d1d3a6c4
 AttentionInterface.register('packed', packed_attention)
 AttentionMaskInterface.register('packed', sdpa_mask)
 
-# %% ../nbs/14_grpo_trainer.ipynb #6d28a36c
+# %% ../nbs/14_grpo_trainer.ipynb #f7896577
 PACKABLE = ('llama', 'qwen2', 'qwen3')  # architectures whose packed log-probabilities a test compares with TRL's
 
-# %% ../nbs/14_grpo_trainer.ipynb #312a5f88
+# %% ../nbs/14_grpo_trainer.ipynb #8921fd00
 def packable(model) -> bool:
     "Text in, full attention in all layers, by PyTorch's own kernels?"
     config = base(model).config
@@ -96,7 +96,7 @@ def packable(model) -> bool:
     full = all(kind == 'full_attention' for kind in getattr(config, 'layer_types', None) or [])
     return config.model_type in PACKABLE and full and config._attn_implementation in ('sdpa', 'packed')
 
-# %% ../nbs/14_grpo_trainer.ipynb #1f1e5632
+# %% ../nbs/14_grpo_trainer.ipynb #47ba513e
 @contextmanager
 def outputs_at(
     model,
@@ -110,7 +110,7 @@ def outputs_at(
     try: yield
     finally: hook.remove()
 
-# %% ../nbs/14_grpo_trainer.ipynb #469ab100
+# %% ../nbs/14_grpo_trainer.ipynb #541ba745
 def packed_logps(
     model,                      # prepared by TRL: it answers `fused_lm_head=True` with log-probabilities
     prompts: list[list[int]],
@@ -126,7 +126,7 @@ def packed_logps(
                     shift_labels=row.targets, fused_lm_head=True)
     return out.log_probs[0], out.entropy[0] if out.entropy is not None else None
 
-# %% ../nbs/14_grpo_trainer.ipynb #02e0b733
+# %% ../nbs/14_grpo_trainer.ipynb #4373c809
 class Early:
     "Asynchronous rewards of the answers that are done, computed in TRL's loop while others are still being written."
     def __init__(self, trainer, inputs: list[dict]):
@@ -136,7 +136,7 @@ class Early:
         "Forget what is not finished: an error, or Ctrl-C."
         for future in self.futures.values(): future.cancel()
 
-# %% ../nbs/14_grpo_trainer.ipynb #9b6e8792
+# %% ../nbs/14_grpo_trainer.ipynb #5884531f
 @patch
 def start(self: Early, i: int, ids: list[int]):
     "Begin to score answer `i`."
@@ -151,7 +151,7 @@ def start(self: Early, i: int, ids: list[int]):
         call = f(log_extra=lambda *extra, later=later: later.append(extra), **given)
         self.futures[k, i] = asyncio.run_coroutine_threadsafe(call, t.async_loop)
 
-# %% ../nbs/14_grpo_trainer.ipynb #73b444bb
+# %% ../nbs/14_grpo_trainer.ipynb #b33b4f8d
 @patch
 def collected(self: Early, k: int):
     "A reward function that hands out what reward function `k` gives."
@@ -162,7 +162,7 @@ def collected(self: Early, k: int):
         return [r for one in rewards for r in one]
     return give
 
-# %% ../nbs/14_grpo_trainer.ipynb #c9530de5
+# %% ../nbs/14_grpo_trainer.ipynb #fbce862e
 def regroup(
     batches: list[dict],    # TRL's micro-batches, of shuffled answers
 ) -> list[dict]:
@@ -173,7 +173,7 @@ def regroup(
     parts = group.argsort(stable=True).chunk(len(batches))
     return [{k: v[at.to(v.device)] if v.dim() else v for k, v in whole.items()} for at in parts]
 
-# %% ../nbs/14_grpo_trainer.ipynb #39927a68
+# %% ../nbs/14_grpo_trainer.ipynb #b6c53446
 class FastGRPOTrainer(GRPOTrainer):
     "TRL's GRPOTrainer: the same loss and gradient in less time and memory. What it can't do faster, TRL does."
     def __init__(self, *args,
@@ -186,7 +186,7 @@ class FastGRPOTrainer(GRPOTrainer):
         self.packs = not self._is_vlm and all(map(packable, models))
         for model in models if self.packs else []: base(model).set_attn_implementation('packed')
 
-# %% ../nbs/14_grpo_trainer.ipynb #856e0c6e
+# %% ../nbs/14_grpo_trainer.ipynb #a49b4bd3
 @patch
 def _get_per_token_logps_and_entropies(self: FastGRPOTrainer, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
                                        compute_entropy=False, compute_aux_loss=False, **images):
@@ -205,7 +205,7 @@ def _get_per_token_logps_and_entropies(self: FastGRPOTrainer, model, input_ids, 
     logps, entropies = zip(*found, strict=True)
     return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
-# %% ../nbs/14_grpo_trainer.ipynb #32130f33
+# %% ../nbs/14_grpo_trainer.ipynb #7f2fd5eb
 @patch
 def _prepare_inputs(self: FastGRPOTrainer, generation_batch):
     "Of TRL: the next micro-batch. Answers to one prompt come together where their order can't change the gradient."
@@ -218,25 +218,26 @@ def _prepare_inputs(self: FastGRPOTrainer, generation_batch):
         inputs = self._buffered_inputs[self._step % a.steps_per_generation]
     return inputs
 
-# %% ../nbs/14_grpo_trainer.ipynb #98356977
+# %% ../nbs/14_grpo_trainer.ipynb #dc8a6790
 @patch
 def _writes(self: FastGRPOTrainer) -> bool:
     "Can `write_answers` stand in for what generates?"
     a, others = self.args, self.use_vllm or self.use_transformers_continuous_batching or self.is_deepspeed_enabled or self.is_fsdp_enabled
     return self.packs and not others and a.repetition_penalty == 1 and not a.generation_kwargs and not a.cache_implementation
 
-# %% ../nbs/14_grpo_trainer.ipynb #65832532
+# %% ../nbs/14_grpo_trainer.ipynb #61dfb71b
 @patch
 def _generate_single_turn(self: FastGRPOTrainer, prompt_ids, *args, **kwargs):
     "Of TRL: token ids of the answers, and no log-probabilities."
     if not self._writes(): return super(FastGRPOTrainer, self)._generate_single_turn(prompt_ids, *args, **kwargs)
-    draw = sampler(self.temperature, self.top_k, self.top_p, self.min_p)
+    numbers = torch.rand(len(prompt_ids), self.max_completion_length)
+    draw = sampler(self.temperature, self.top_k, self.top_p, self.min_p, numbers)
     done = self.early.start if self.early else lambda i, ids: None
     with unwrap_model_for_generation(self.model_wrapped, self.accelerator,
                                      gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as model, merged(model):
         return write_answers(model, prompt_ids, self.max_completion_length, set(self.eos_token_ids), draw, self.slots, done), None
 
-# %% ../nbs/14_grpo_trainer.ipynb #003496d3
+# %% ../nbs/14_grpo_trainer.ipynb #704cea9f
 @patch
 def _overlaps(self: FastGRPOTrainer) -> bool:
     "Is what a reward function is given known as soon as an answer ends?"
@@ -244,7 +245,7 @@ def _overlaps(self: FastGRPOTrainer) -> bool:
     parsed = any(getattr(self._tokenizer, name, None) is not None for name in ('response_template', 'response_schema'))
     return self.overlap and self._has_async_funcs and self._writes() and not more_turns and not parsed
 
-# %% ../nbs/14_grpo_trainer.ipynb #6a2d4772
+# %% ../nbs/14_grpo_trainer.ipynb #39d45734
 @patch
 def _generate_and_score_completions(self: FastGRPOTrainer, inputs):
     "Of TRL: answers, rewards, advantages."
@@ -254,7 +255,7 @@ def _generate_and_score_completions(self: FastGRPOTrainer, inputs):
         if self.early: self.early.stop()
         self.early = None
 
-# %% ../nbs/14_grpo_trainer.ipynb #3716fccc
+# %% ../nbs/14_grpo_trainer.ipynb #63ab5deb
 @patch
 def _calculate_rewards(self: FastGRPOTrainer, *args):
     "Of TRL: rewards (answers, reward functions), NaN for None."

@@ -1,7 +1,10 @@
 "The fast GRPO step: TRL's gradient, the same answers and rewards, and TRL's own path where ours does not apply."
 import asyncio
 import random
+import threading
+import time
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -186,10 +189,45 @@ def test_writes_what_generate_writes(questions, slots):
 
 def test_drawn_answers_depend_on_the_seed_only(questions):
     model, rows, ends, _ = questions
-    def write(seed):
-        torch.manual_seed(seed)
-        return write_answers(model, rows, 12, ends, sampler(1.), 5)
-    assert write(0) == write(0) != write(1)
+    def write(seed, slots, threads):
+        numbers = torch.rand(len(rows), 12, generator=torch.Generator().manual_seed(seed))
+        with threads_of(threads): return write_answers(model, rows, 12, ends, sampler(1., numbers=numbers), slots)
+    first = write(0, 5, 1)
+    assert first == write(0, 5, 1) == write(0, None, 1) == write(0, 3, 2) == write(0, None, 2) != write(1, 5, 1)
+
+
+@contextmanager
+def threads_of(n):
+    "PyTorch computes with `n` threads inside."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+
+def test_two_threads_write_half_of_the_answers_each(questions):
+    model, rows, ends, want = questions
+    told, who = {}, set()
+    def done(i, ids): told[i] = ids; who.add((threading.get_ident(), i // 8, torch.get_num_threads()))
+    with threads_of(2):
+        assert write_answers(model, rows, 12, ends, lambda scores, _: scores.argmax(-1), 4, done) == want
+        assert torch.get_num_threads() == 2
+    assert [told[i] for i in range(16)] == want
+    assert len({thread for thread, *_ in who}) == 2 and sorted((half, n) for _, half, n in who) == [(0, 1), (1, 1)]
+
+
+def test_an_error_in_one_thread_ends_the_other(questions):
+    model, rows, _, _ = questions
+    drawn = []
+    def draw(scores, which):
+        drawn.append(which)
+        if which[0] < 8 and len(drawn) > 5: raise RuntimeError("this half breaks")
+        time.sleep(.01)
+        return scores.argmax(-1)
+    with threads_of(2):
+        with pytest.raises(RuntimeError, match="this half breaks"): write_answers(model, rows, 1000, set(), draw)
+        assert torch.get_num_threads() == 2
+    assert len(drawn) < 200
 
 
 def test_sampler_draws_as_the_filters_say():
@@ -204,7 +242,7 @@ def test_the_trainer_samples_as_configured(make, monkeypatch):
     asked, how = [], dict(temperature=.7, top_k=5, top_p=.9, min_p=.1)
     monkeypatch.setattr("llmi_kit.grpo_trainer.sampler", lambda *args: asked.append(args) or sampler(*args))
     make(FastGRPOTrainer, **how).train()
-    assert asked == [tuple(how.values())]
+    assert [a[:4] for a in asked] == [tuple(how.values())]
 
 
 def test_regrouped_batches_keep_rows_whole():
