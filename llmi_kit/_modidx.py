@@ -1481,6 +1481,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'llmi_kit/tools/image_model.py'),
                                             'llmi_kit.tools.image_model.ImageModel._failed': ( 'image_model.html#imagemodel._failed',
                                                                                                'llmi_kit/tools/image_model.py'),
+                                            'llmi_kit.tools.image_model.ImageModel._load': ( 'image_model.html#imagemodel._load',
+                                                                                             'llmi_kit/tools/image_model.py'),
                                             'llmi_kit.tools.image_model.ImageModel._make': ( 'image_model.html#imagemodel._make',
                                                                                              'llmi_kit/tools/image_model.py'),
                                             'llmi_kit.tools.image_model.ImageModel._misnoted': ( 'image_model.html#imagemodel._misnoted',

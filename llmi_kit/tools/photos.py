@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, IptcImagePlugin
 from pydantic import BaseModel
 
-from ..config import Store, asset, cache_dir, cache_key
+from ..config import LOADING, Store, asset, cache_dir, cache_key
 from ..picture import MAX_SIDE, Failure, Origin, Picture
 
 # %% ../../nbs/03_photos.ipynb #c406830b
@@ -46,7 +46,7 @@ def encode(
 ) -> np.ndarray:        # (n, 384) float32
     "Unit vectors of texts with all-MiniLM-L6-v2; their dot products are cosine similarities."
     import torch
-    tokenizer, model = _minilm()
+    with LOADING: tokenizer, model = _minilm()
     batch = tokenizer.encode_batch(texts)
     ids, mask = torch.tensor([t.ids for t in batch]), torch.tensor([t.attention_mask for t in batch])
     with torch.inference_mode(): hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
