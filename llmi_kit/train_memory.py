@@ -202,7 +202,7 @@ def _inside(s: Shape, o: Step):
     lora = 6*s.hidden*HALF if full else 0   # float32 LoRA casts its input forth and back, for each map anew
     attention = 3*q*HALF    # queries, outputs, and outputs in one piece
     alone = row.tokens - row.parts*row.own
-    keys = 2*(q if s.vision else k)*HALF*(row.parts*row.seen + alone)
+    keys = 2*q*HALF*(row.parts*row.seen + alone)    # and values, repeated for heads that share them
     scores = s.heads*row.own*row.seen*HALF if SCORES and s.kv < s.heads and not s.vision else 0
     return row.tokens*mlp, scores, row.tokens*(norms + lora + attention + s.hidden*HALF) + keys
 
