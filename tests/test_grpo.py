@@ -90,7 +90,7 @@ def test_killed_and_gone_on_with(tmp_path, model, whole, step):
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_saves_the_last_finished_step(tmp_path, model, whole):
-    stopped = child(tmp_path, model, "--interrupt", 8*3 + 3)     # in the fourth step; checkpoints are of every second
+    stopped = child(tmp_path, model, "--interrupt", 2*3 + 2)     # in the fourth step; checkpoints are of every second
     assert stopped.returncode == 130, stopped.stderr[-2000:]
     assert RunFolder(tmp_path/"run").last.name == "checkpoint-3"
     assert child(tmp_path, model, "--resume").returncode == 0

@@ -155,7 +155,7 @@ def wait_for(condition, process, seconds=60):
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 async def test_killed_in_the_middle_repeats_nothing(tmp_path, how):
     with PromptServer(dict(wrong_tool=.2)) as calm: whole = await make(calm, tmp_path/'whole', 25)
-    with PromptServer(dict(wrong_tool=.2), delay=.05) as server:
+    with PromptServer(dict(wrong_tool=.2), delay=.3) as server:
         process = started(server, tmp_path/'out')
         wait_for(lambda: len(server.answered) >= 20, process)
         process.send_signal(how); process.communicate(timeout=30)

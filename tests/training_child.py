@@ -1,16 +1,18 @@
 """A training on a tiny policy, in a process of its own, so that it can be killed.
 
-    python tests/training_child.py FOLDER [--resume] [--die STEP] [--interrupt CALLS]
+    python tests/training_child.py FOLDER [--resume] [--die STEP] [--interrupt MICROBATCH]
 
 FOLDER holds `model` and gets `run` and scored.txt, a line for each answer that was really scored.
 """
 import argparse, os, signal, sys, warnings
+from itertools import count
 from pathlib import Path
 
 from transformers.utils import logging
 
 from llmi_kit.config import load_profile
 from llmi_kit.grpo import Recipe
+from llmi_kit.grpo_trainer import FastGRPOTrainer
 from llmi_kit.prompts import embedded_rows
 from llmi_kit.reward import Reward
 from llmi_kit.scorer import Scored, Scorer
@@ -29,10 +31,15 @@ def main():
 
     async def score(self, answer, row, seed=None):  # the share of small letters: cheap, and something to learn
         with scored.open("a") as f: print(repr((answer, row.extra_info.question)), file=f)
-        if len(scored.read_text().splitlines()) == ask.interrupt: os.kill(os.getpid(), signal.SIGINT)
         text = sum("a" <= c <= "z" for c in answer)/max(1, len(answer))
         return Scored(None, Reward(value=.2 + .5*text, count=1, text=text, pictures=0.))
     Scorer.__call__ = score
+    calls, usual = count(1), FastGRPOTrainer.training_step
+
+    def training_step(self, *args, **kwargs):   # in the main thread, which is the one that hears a signal
+        if next(calls) == ask.interrupt: os.kill(os.getpid(), signal.SIGINT)
+        return usual(self, *args, **kwargs)
+    FastGRPOTrainer.training_step = training_step
 
     def tell(log):
         if log["step"] == ask.die: os.kill(os.getpid(), signal.SIGKILL)
