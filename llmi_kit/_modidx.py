@@ -1348,6 +1348,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'llmi_kit/synthesis_report.py'),
                                            'llmi_kit.synthesis_report.write_report': ( 'synthesis_report.html#write_report',
                                                                                        'llmi_kit/synthesis_report.py')},
+            'llmi_kit.tiny_policy': { 'llmi_kit.tiny_policy.byte_tokenizer': ('tiny_policy.html#byte_tokenizer', 'llmi_kit/tiny_policy.py'),
+                                      'llmi_kit.tiny_policy.tiny_policy': ('tiny_policy.html#tiny_policy', 'llmi_kit/tiny_policy.py')},
             'llmi_kit.toolkit': { 'llmi_kit.toolkit.CodeTool': ('toolkit.html#codetool', 'llmi_kit/toolkit.py'),
                                   'llmi_kit.toolkit.CodeTool.__call__': ('toolkit.html#codetool.__call__', 'llmi_kit/toolkit.py'),
                                   'llmi_kit.toolkit.CodeTool.__init__': ('toolkit.html#codetool.__init__', 'llmi_kit/toolkit.py'),

@@ -14,10 +14,9 @@ from llmi_kit.picture import Failure, Origin, Picture
 from llmi_kit.prompts import embedded_rows
 from llmi_kit.reward import Reward
 from llmi_kit.scorer import Scored, row_from
+from llmi_kit.tiny_policy import tiny_policy
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
 ROWS = embedded_rows("train")[:40]
@@ -26,17 +25,7 @@ ROWS = embedded_rows("train")[:40]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     "The folder of a policy of bytes with random weights."
-    folder = tmp_path_factory.mktemp("tiny")/"model"
-    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<end>": 256}
-    bpe = Tokenizer(models.BPE(letters, []))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    words = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>", padding_side="left")
-    words.chat_template = "{% for m in messages %}{{ m['content'][-20:] }}{% endfor %}:"
-    torch.manual_seed(0)
-    shape = dict(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=.2)
-    LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512)).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return tiny_policy(tmp_path_factory.mktemp("tiny")/"model")
 
 
 def child(folder, model, *words):

@@ -18,18 +18,9 @@ CASES = dict(dapo={}, dr_grpo=dict(loss="dr_grpo"), gspo=dict(sequence=True), kl
 
 
 def tiny(folder):
-    "A model of bytes, and its tokenizer."
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<end>": 256}
-    bpe = Tokenizer(models.BPE(letters, []))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    words = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>", padding_side="left")
-    words.chat_template = "{% for m in messages %}{{ m['content'][-60:] }}{% endfor %}:"
-    torch.manual_seed(0)
-    shape = dict(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=.2, eos_token_id=256)
-    LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512)).save_pretrained(folder)
-    words.save_pretrained(folder)
+    "The policy that all cases train."
+    from llmi_kit.tiny_policy import tiny_policy
+    tiny_policy(folder, reads=60)
 
 
 class Letters:
