@@ -5,7 +5,7 @@ __all__ = ['PARTS', 'SMALL', 'FLIGHTS', 'GSPO_CLIP', 'row_json', 'dataset_of', '
            'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'in_single_precision', 'with_lora', 'policy',
            'processes', 'share', 'trainer_of']
 
-# %% ../nbs/14_grpo.ipynb #98f0a39f
+# %% ../nbs/14_grpo.ipynb #752c4bd8
 import asyncio, base64, io, json, os
 from pathlib import Path
 from typing import Literal
@@ -28,13 +28,13 @@ from .reward import Reward
 from .scorer import Scorer, row_from
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo.ipynb #ef6d2f79
+# %% ../nbs/14_grpo.ipynb #22149a4c
 def row_json(row: Row) -> str:
     "All that a reward needs of a row, as one text: columns of a dataset have one type."
     pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     return json.dumps(row.extra_info.model_dump(mode='json') | dict(images=pictures))
 
-# %% ../nbs/14_grpo.ipynb #cce1faf3
+# %% ../nbs/14_grpo.ipynb #cc78a060
 def dataset_of(
     rows: list[Row],
     prompt: Literal['full', 'compact'] = 'compact',     # system prompt
@@ -45,7 +45,7 @@ def dataset_of(
         return [dict(role='system', content=instructions(prompt)), dict(role='user', content=text)]
     return Dataset.from_list([dict(prompt=turns(r), extra_info=row_json(r)) for r in rows])
 
-# %% ../nbs/14_grpo.ipynb #7fa17a86
+# %% ../nbs/14_grpo.ipynb #73d3331b
 PARTS = dict(count=.2, text=.5, pictures=.3)    # and their weights (paper, section 4)
 
 def contributions(reward: Reward) -> dict[str, float | None]:
@@ -55,7 +55,7 @@ def contributions(reward: Reward) -> dict[str, float | None]:
         return dict(count=.2*reward.count/.7, text=.5*reward.text/.7, pictures=0.)
     return dict(count=.2*reward.count, text=.5*(reward.text or 0.), pictures=.3*reward.count*(reward.pictures or 0.))
 
-# %% ../nbs/14_grpo.ipynb #51f8e872
+# %% ../nbs/14_grpo.ipynb #48a0df46
 class Rollout(BaseModel):
     "An answer of the policy and what it was worth."
     model_config = ConfigDict(frozen=True)
@@ -65,7 +65,7 @@ class Rollout(BaseModel):
     pictures: list[str]         # one a tag: a small copy as a data address, or the sentence that says why there is none
     reward: Reward
 
-# %% ../nbs/14_grpo.ipynb #c1a89bad
+# %% ../nbs/14_grpo.ipynb #cc8d33e7
 SMALL = 224     # pixels of a small copy's longer side
 
 def small_copy(result: Picture | Failure | None) -> str:
@@ -77,7 +77,7 @@ def small_copy(result: Picture | Failure | None) -> str:
     image.save(file, 'WEBP', quality=75)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../nbs/14_grpo.ipynb #f9ef095a
+# %% ../nbs/14_grpo.ipynb #1f2f7afc
 class Rewards:
     "Scores answers for the parts. What was scored stays in `store`; `seen` are a trainer's rollouts since it was last emptied."
     def __init__(self,
@@ -102,7 +102,7 @@ class Rewards:
         text = await self.store.once(key, make, keep=lambda _: made[0].reward.value is not None)
         return made[0] if made else Rollout.model_validate_json(text)
 
-# %% ../nbs/14_grpo.ipynb #0ca5deb5
+# %% ../nbs/14_grpo.ipynb #914da2cc
 FLIGHTS = 4096      # answers whose rewards stay in memory for the other parts of the reward
 
 @patch
@@ -112,7 +112,7 @@ async def of(self: Rewards, answer: str, info: str) -> Rollout:
     while len(self.flights) > FLIGHTS: self.flights.pop(next(iter(self.flights)))
     return await self.flights[answer, info]
 
-# %% ../nbs/14_grpo.ipynb #bae80165
+# %% ../nbs/14_grpo.ipynb #ae135c9c
 def measures(reward: Reward) -> dict[str, float]:
     "What a trainer's log says of an answer that has a reward: its parts, pictures made, and whether the tools are the right ones."
     if reward.value is None: return {}
@@ -120,7 +120,7 @@ def measures(reward: Reward) -> dict[str, float]:
                  right_tools=set(reward.tools.attempted) == set(reward.tools.required))
     return {f'llmi/{k}': float(v) for k, v in found.items() if v is not None}
 
-# %% ../nbs/14_grpo.ipynb #d2cc676c
+# %% ../nbs/14_grpo.ipynb #db92526d
 def _said(completion): return completion if isinstance(completion, str) else completion[-1]['content']
 
 class Part:
@@ -134,7 +134,7 @@ class Part:
             for name, value in (pair for f in found for pair in measures(f.reward).items()): log_metric and log_metric(name, value)
         return [contributions(f.reward)[self.name] for f in found]
 
-# %% ../nbs/14_grpo.ipynb #edef24b8
+# %% ../nbs/14_grpo.ipynb #ade0e5a8
 class Recipe(BaseModel):
     "Everything that determines a training besides backbone, rows and reward."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -170,7 +170,7 @@ class Recipe(BaseModel):
         "Answers whose gradient is computed at once: the largest number up to `micro` that divides a step's."
         return max(n for n in range(1, self.micro + 1) if self.batch % n == 0)
 
-# %% ../nbs/14_grpo.ipynb #629ba6cd
+# %% ../nbs/14_grpo.ipynb #71c79e66
 GSPO_CLIP = (3e-4, 4e-4)    # paper, section 5: for ratios of whole answers
 
 def trl_config(
@@ -194,14 +194,14 @@ def trl_config(
         save_steps=save_steps, save_total_limit=2, bf16=False, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=torch.cuda.is_available())     # memory is scarce there, time here
 
-# %% ../nbs/14_grpo.ipynb #1aa6fe9f
+# %% ../nbs/14_grpo.ipynb #32ea1261
 def in_single_precision(model):
     "The model, with what learns in float32: a step's change is too small for 16 bits. (TRL puts LoRA on NF4 into bfloat16.)"
     for p in model.parameters():
         if p.requires_grad: p.data = p.data.float()
     return model
 
-# %% ../nbs/14_grpo.ipynb #ad77fd73
+# %% ../nbs/14_grpo.ipynb #e56d356d
 def with_lora(
     model,
     rank: int = 16,
@@ -216,7 +216,7 @@ def with_lora(
     else: model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=targets, task_type='CAUSAL_LM'))
     return in_single_precision(model)
 
-# %% ../nbs/14_grpo.ipynb #f1682db7
+# %% ../nbs/14_grpo.ipynb #f4331b6d
 def policy(
     backbone: str = 'embedded',
     quantization: str = 'none',     # none or nf4
@@ -228,12 +228,12 @@ def policy(
     model, words = load(backbone, quantization)
     return with_lora(model, rank, adapter, seed), words
 
-# %% ../nbs/14_grpo.ipynb #ca794ebe
+# %% ../nbs/14_grpo.ipynb #13aa5839
 def processes() -> int:
     "How many processes train together (accelerate and torchrun say so in WORLD_SIZE)."
     return int(os.environ.get('WORLD_SIZE', 1))
 
-# %% ../nbs/14_grpo.ipynb #5052b115
+# %% ../nbs/14_grpo.ipynb #f759c016
 def share(
     recipe: Recipe,
     n: int | None = None,   # None: `processes()`
@@ -243,7 +243,7 @@ def share(
     if recipe.prompts % n: raise ValueError(f'{n} processes can not share {recipe.prompts} prompts evenly: give a multiple of {n}')
     return recipe.model_copy(update=dict(prompts=recipe.prompts//n))
 
-# %% ../nbs/14_grpo.ipynb #c143334c
+# %% ../nbs/14_grpo.ipynb #a71e2fac
 def trainer_of(
     model, words,               # of `policy`
     rows: list[Row],

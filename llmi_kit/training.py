@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['facts', 'opened', 'calm', 'training']
 
-# %% ../nbs/14_training.ipynb #a396295a
+# %% ../nbs/14_training.ipynb #5a2162e4
 import hashlib, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ from .grpo_run import RunFolder, train
 from .rollouts import Rollouts
 from .scorer import Scorer
 
-# %% ../nbs/14_training.ipynb #f078947c
+# %% ../nbs/14_training.ipynb #5c5a4a4e
 def facts(
     profile: Profile,
     rows: list[Row],
@@ -32,7 +32,7 @@ def facts(
                 rows=len(rows), rows_sha256=read, processes=processes(), variant=scorer.variant,
                 tools_and_judges=scorer.key[:16], recipe=recipe.model_dump())
 
-# %% ../nbs/14_training.ipynb #efff5922
+# %% ../nbs/14_training.ipynb #a6aa24eb
 def opened(profile: Profile, rows: list[Row], rewards: Rewards, recipe: Recipe, out: Path, adapter: str, **how):
     "A trainer with its policy, of the kind that the backbone needs. Raises BackboneError."
     model, words = load(profile.backbone, profile.quantization)
@@ -40,7 +40,7 @@ def opened(profile: Profile, rows: list[Row], rewards: Rewards, recipe: Recipe, 
     lora, trainer = (with_language_lora, trainer_with_images) if sees else (with_lora, trainer_of)
     return trainer(lora(model, recipe.rank, adapter, recipe.seed), words, rows, rewards, share(recipe), out, profile.prompt, **how)
 
-# %% ../nbs/14_training.ipynb #f1bd9b4a
+# %% ../nbs/14_training.ipynb #26dcbc71
 @contextmanager
 def calm():
     "No warnings of old names between the libraries, nor of a model hub that PEFT asks in vain; others are shown."
@@ -49,7 +49,7 @@ def calm():
         for said in 'Unable to fetch remote file', 'Could not find a config file': warnings.filterwarnings('ignore', said)
         yield
 
-# %% ../nbs/14_training.ipynb #178bbe75
+# %% ../nbs/14_training.ipynb #2b665f9d
 def training(
     profile: Profile,
     rows: list[Row],
