@@ -5,7 +5,7 @@ __all__ = ['PARTS', 'SMALL', 'FLIGHTS', 'GSPO_CLIP', 'row_json', 'dataset_of', '
            'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'in_single_precision', 'with_lora', 'policy',
            'processes', 'share', 'trainer_of']
 
-# %% ../nbs/14_grpo.ipynb #752c4bd8
+# %% ../nbs/14_grpo.ipynb #6e2516c2
 import asyncio, base64, io, json, os
 from pathlib import Path
 from typing import Literal
@@ -28,13 +28,13 @@ from .reward import Reward
 from .scorer import Scorer, row_from
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo.ipynb #22149a4c
+# %% ../nbs/14_grpo.ipynb #a40afb27
 def row_json(row: Row) -> str:
     "All that a reward needs of a row, as one text: columns of a dataset have one type."
     pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     return json.dumps(row.extra_info.model_dump(mode='json') | dict(images=pictures))
 
-# %% ../nbs/14_grpo.ipynb #cc78a060
+# %% ../nbs/14_grpo.ipynb #6676b87d
 def dataset_of(
     rows: list[Row],
     prompt: Literal['full', 'compact'] = 'compact',     # system prompt
@@ -45,17 +45,23 @@ def dataset_of(
         return [dict(role='system', content=instructions(prompt)), dict(role='user', content=text)]
     return Dataset.from_list([dict(prompt=turns(r), extra_info=row_json(r)) for r in rows])
 
-# %% ../nbs/14_grpo.ipynb #73d3331b
+# %% ../nbs/14_grpo.ipynb #6cc42147
 PARTS = dict(count=.2, text=.5, pictures=.3)    # and their weights (paper, section 4)
 
-def contributions(reward: Reward) -> dict[str, float | None]:
+def contributions(
+    reward: Reward,
+    without: Literal['', 'count', 'text', 'pictures'] = '',     # ablation: this part doesn't exist
+) -> dict[str, float | None]:
     "What count, text and pictures add to the reward; None for all where there is no reward."
-    if reward.value is None: return dict.fromkeys(PARTS)
-    if reward.pictures is None and reward.count > 0:    # nothing to judge: its share went to the others
-        return dict(count=.2*reward.count/.7, text=.5*reward.text/.7, pictures=0.)
-    return dict(count=.2*reward.count, text=.5*(reward.text or 0.), pictures=.3*reward.count*(reward.pictures or 0.))
+    if reward.value is None: found = dict.fromkeys(PARTS)
+    elif reward.pictures is None and reward.count > 0:      # nothing to judge: its share went to the others
+        found = dict(count=.2*reward.count/.7, text=.5*reward.text/.7, pictures=0.)
+    else:
+        scale = 1 if without == 'count' else reward.count   # the count rule takes from what pictures earn, too
+        found = dict(count=.2*reward.count, text=.5*(reward.text or 0.), pictures=.3*scale*(reward.pictures or 0.))
+    return {name: value for name, value in found.items() if name != without}
 
-# %% ../nbs/14_grpo.ipynb #48a0df46
+# %% ../nbs/14_grpo.ipynb #bf034d5f
 class Rollout(BaseModel):
     "An answer of the policy and what it was worth."
     model_config = ConfigDict(frozen=True)
@@ -65,7 +71,7 @@ class Rollout(BaseModel):
     pictures: list[str]         # one a tag: a small copy as a data address, or the sentence that says why there is none
     reward: Reward
 
-# %% ../nbs/14_grpo.ipynb #cc8d33e7
+# %% ../nbs/14_grpo.ipynb #e0e6f600
 SMALL = 224     # pixels of a small copy's longer side
 
 def small_copy(result: Picture | Failure | None) -> str:
@@ -77,7 +83,7 @@ def small_copy(result: Picture | Failure | None) -> str:
     image.save(file, 'WEBP', quality=75)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../nbs/14_grpo.ipynb #1f2f7afc
+# %% ../nbs/14_grpo.ipynb #1d8f2c7e
 class Rewards:
     "Scores answers for the parts. What was scored stays in `store`; `seen` are a trainer's rollouts since it was last emptied."
     def __init__(self,
@@ -102,7 +108,7 @@ class Rewards:
         text = await self.store.once(key, make, keep=lambda _: made[0].reward.value is not None)
         return made[0] if made else Rollout.model_validate_json(text)
 
-# %% ../nbs/14_grpo.ipynb #914da2cc
+# %% ../nbs/14_grpo.ipynb #2dd21987
 FLIGHTS = 4096      # answers whose rewards stay in memory for the other parts of the reward
 
 @patch
@@ -112,7 +118,7 @@ async def of(self: Rewards, answer: str, info: str) -> Rollout:
     while len(self.flights) > FLIGHTS: self.flights.pop(next(iter(self.flights)))
     return await self.flights[answer, info]
 
-# %% ../nbs/14_grpo.ipynb #ae135c9c
+# %% ../nbs/14_grpo.ipynb #6aa9d014
 def measures(reward: Reward) -> dict[str, float]:
     "What a trainer's log says of an answer that has a reward: its parts, pictures made, and whether the tools are the right ones."
     if reward.value is None: return {}
@@ -120,21 +126,22 @@ def measures(reward: Reward) -> dict[str, float]:
                  right_tools=set(reward.tools.attempted) == set(reward.tools.required))
     return {f'llmi/{k}': float(v) for k, v in found.items() if v is not None}
 
-# %% ../nbs/14_grpo.ipynb #db92526d
+# %% ../nbs/14_grpo.ipynb #0d6d55e6
 def _said(completion): return completion if isinstance(completion, str) else completion[-1]['content']
 
 class Part:
     "One part of the reward as a reward function for TRL; the first one also writes the log."
-    def __init__(self, name: str, rewards: Rewards): self.__name__, self.name, self.rewards = name, name, rewards
+    def __init__(self, name: str, rewards: Rewards, without: str = ''):
+        self.__name__, self.name, self.rewards, self.without = name, name, rewards, without
 
     async def __call__(self, completions, extra_info, log_metric=None, **_) -> list[float | None]:
         found = await asyncio.gather(*(self.rewards.of(_said(c), info) for c, info in zip(completions, extra_info, strict=True)))
-        if self.name == next(iter(PARTS)):
+        if self.name == next(part for part in PARTS if part != self.without):
             self.rewards.seen += found
             for name, value in (pair for f in found for pair in measures(f.reward).items()): log_metric and log_metric(name, value)
-        return [contributions(f.reward)[self.name] for f in found]
+        return [contributions(f.reward, self.without)[self.name] for f in found]
 
-# %% ../nbs/14_grpo.ipynb #ade0e5a8
+# %% ../nbs/14_grpo.ipynb #abd574bb
 class Recipe(BaseModel):
     "Everything that determines a training besides backbone, rows and reward."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -152,6 +159,7 @@ class Recipe(BaseModel):
     loss: Literal['dr_grpo', 'dapo', 'grpo', 'bnpo'] = 'dapo'   # token mean over the step, as the paper's
     sequence: bool = False      # GSPO: importance ratios of whole answers (arXiv 2507.18071)
     normalize_parts: bool = True    # each part of the reward on its own scale within a group, then weighted
+    without: Literal['', 'count', 'text', 'pictures'] = ''      # ablation: a part of the reward that isn't learned from
     micro: int = 16             # answers whose gradient is computed at once, at most
     seed: int = 0
 
@@ -159,6 +167,11 @@ class Recipe(BaseModel):
     def _compares(self):
         if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
         return self
+
+    @property
+    def parts(self) -> dict[str, float]:
+        "Parts of the reward that are learned from, and their weights."
+        return {name: weight for name, weight in PARTS.items() if name != self.without}
 
     @property
     def batch(self) -> int:
@@ -170,7 +183,7 @@ class Recipe(BaseModel):
         "Answers whose gradient is computed at once: the largest number up to `micro` that divides a step's."
         return max(n for n in range(1, self.micro + 1) if self.batch % n == 0)
 
-# %% ../nbs/14_grpo.ipynb #71c79e66
+# %% ../nbs/14_grpo.ipynb #36ebb53e
 GSPO_CLIP = (3e-4, 4e-4)    # paper, section 5: for ratios of whole answers
 
 def trl_config(
@@ -189,19 +202,19 @@ def trl_config(
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, report_to=report_to,
         multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize',
-        reward_weights=list(PARTS.values()) if recipe.normalize_parts else None,    # in a sum they are in the parts already
+        reward_weights=list(recipe.parts.values()) if recipe.normalize_parts else None,    # in a sum they are in the parts already
         scale_rewards='none' if recipe.loss == 'dr_grpo' else 'group', logging_steps=1,
         save_steps=save_steps, save_total_limit=2, bf16=False, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=torch.cuda.is_available())     # memory is scarce there, time here
 
-# %% ../nbs/14_grpo.ipynb #32ea1261
+# %% ../nbs/14_grpo.ipynb #66a5694e
 def in_single_precision(model):
     "The model, with what learns in float32: a step's change is too small for 16 bits. (TRL puts LoRA on NF4 into bfloat16.)"
     for p in model.parameters():
         if p.requires_grad: p.data = p.data.float()
     return model
 
-# %% ../nbs/14_grpo.ipynb #e56d356d
+# %% ../nbs/14_grpo.ipynb #5ab1e17d
 def with_lora(
     model,
     rank: int = 16,
@@ -216,7 +229,7 @@ def with_lora(
     else: model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=targets, task_type='CAUSAL_LM'))
     return in_single_precision(model)
 
-# %% ../nbs/14_grpo.ipynb #f4331b6d
+# %% ../nbs/14_grpo.ipynb #6ec01012
 def policy(
     backbone: str = 'embedded',
     quantization: str = 'none',     # none or nf4
@@ -228,12 +241,12 @@ def policy(
     model, words = load(backbone, quantization)
     return with_lora(model, rank, adapter, seed), words
 
-# %% ../nbs/14_grpo.ipynb #13aa5839
+# %% ../nbs/14_grpo.ipynb #292e7623
 def processes() -> int:
     "How many processes train together (accelerate and torchrun say so in WORLD_SIZE)."
     return int(os.environ.get('WORLD_SIZE', 1))
 
-# %% ../nbs/14_grpo.ipynb #f759c016
+# %% ../nbs/14_grpo.ipynb #9d994104
 def share(
     recipe: Recipe,
     n: int | None = None,   # None: `processes()`
@@ -243,7 +256,7 @@ def share(
     if recipe.prompts % n: raise ValueError(f'{n} processes can not share {recipe.prompts} prompts evenly: give a multiple of {n}')
     return recipe.model_copy(update=dict(prompts=recipe.prompts//n))
 
-# %% ../nbs/14_grpo.ipynb #a71e2fac
+# %% ../nbs/14_grpo.ipynb #bdf12fde
 def trainer_of(
     model, words,               # of `policy`
     rows: list[Row],
@@ -254,7 +267,7 @@ def trainer_of(
     **how,                      # save_steps, report_to
 ) -> FastGRPOTrainer:
     "A trainer that is ready to run."
-    parts = [Part(name, rewards) for name in PARTS]
+    parts = [Part(name, rewards, recipe.without) for name in recipe.parts]
     trainer = FastGRPOTrainer(model, parts, trl_config(recipe, out, **how), dataset_of(rows, prompt), processing_class=words)
     trainer.remove_callback(PrinterCallback)    # thirty numbers a step: they are in the log
     in_single_precision(model)

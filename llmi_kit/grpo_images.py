@@ -19,7 +19,7 @@ from .backbone import load, plain_text
 from .data import Row
 from .document import instructions
 from .evidence import MOST_PIXELS, pixel_cap, shrunk
-from .grpo import PARTS, Part, Recipe, Rewards, in_single_precision, row_json, trl_config, with_lora
+from .grpo import Part, Recipe, Rewards, in_single_precision, row_json, trl_config, with_lora
 from .grpo_trainer import FastGRPOTrainer
 from .writer import question_with_inputs
 
@@ -152,7 +152,8 @@ def trainer_with_images(
 ) -> SeeingTrainer:
     "A trainer that is ready to run; `grpo.trainer_of` for policies that see."
     data = dataset_with_images(rows, prompt, pixels, words.tokenizer)
-    trainer = SeeingTrainer(model, [Part(name, rewards) for name in PARTS], trl_config(recipe, out, **how), data, processing_class=words)
+    parts = [Part(name, rewards, recipe.without) for name in recipe.parts]
+    trainer = SeeingTrainer(model, parts, trl_config(recipe, out, **how), data, processing_class=words)
     trainer.remove_callback(PrinterCallback)
     in_single_precision(model)      # TRL keeps LoRA on a quantized backbone in 16 bits
     return trainer

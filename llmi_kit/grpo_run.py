@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LOWER', 'TrainingError', 'RunFolder', 'Progress', 'train', 'save_stopped', 'held_out']
 
-# %% ../nbs/14_grpo_run.ipynb #eaf32656
+# %% ../nbs/14_grpo_run.ipynb #b713b398
 import asyncio, json, os, random
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from .grpo import Rewards, Rollout, dataset_of
 from .grpo_trainer import FastGRPOTrainer
 from .grpo_writing import sampler, write_answers
 
-# %% ../nbs/14_grpo_run.ipynb #38c887a6
+# %% ../nbs/14_grpo_run.ipynb #df520c92
 class TrainingError(RuntimeError):
     "Training can't begin or go on; the message says what to do."
 
-# %% ../nbs/14_grpo_run.ipynb #0dbf290b
+# %% ../nbs/14_grpo_run.ipynb #57d81487
 class RunFolder:
     "The folder of a training: begun.json, log.jsonl, checkpoints, rewards, adapter. Raises TrainingError."
     def __init__(self, out: str | Path): self.out = Path(out)
@@ -37,14 +37,21 @@ class RunFolder:
     @property
     def rewards(self) -> Store: return Store(self.out/'rewards')
 
-# %% ../nbs/14_grpo_run.ipynb #48e4db4f
+    @property
+    def log(self) -> list[dict]:
+        "What was logged of each finished step."
+        file = self.out/'log.jsonl'
+        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [l for l in found if 'reward' in l]
+
+# %% ../nbs/14_grpo_run.ipynb #6b44cebb
 def _differences(old, new, path=''):
     for k in sorted(old.keys() | new.keys()):
         a, b = old.get(k), new.get(k)
         if isinstance(a, dict) and isinstance(b, dict): yield from _differences(a, b, f'{path}{k}.')
         elif a != b: yield f'{path}{k} was {a} and is {b}'
 
-# %% ../nbs/14_grpo_run.ipynb #baa8025f
+# %% ../nbs/14_grpo_run.ipynb #e9e2b7da
 @patch
 def begin(self: RunFolder,
     facts: dict,            # what determines the training, as JSON
@@ -60,7 +67,7 @@ def begin(self: RunFolder,
     self.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(facts, indent=1) + '\n')
 
-# %% ../nbs/14_grpo_run.ipynb #0a28b60a
+# %% ../nbs/14_grpo_run.ipynb #9bf27c1f
 def _chance():
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus
@@ -69,7 +76,7 @@ def _set_chance(state):
     random.setstate(state[0]); np.random.set_state(state[1]); torch.set_rng_state(state[2])
     if state[3]: torch.cuda.set_rng_state_all(state[3])
 
-# %% ../nbs/14_grpo_run.ipynb #715080a8
+# %% ../nbs/14_grpo_run.ipynb #96f0e1b5
 class Progress(TrainerCallback):
     "Writes the log as it grows, tells about each step, and remembers the random state after it."
     def __init__(self, folder: RunFolder, tell=lambda log: None):
@@ -86,7 +93,7 @@ class Progress(TrainerCallback):
         with self.file.open('a') as f: print(json.dumps(dict(logs, step=state.global_step)), file=f)
         if 'reward' in logs: self.tell(dict(logs, step=state.global_step))
 
-# %% ../nbs/14_grpo_run.ipynb #067d6708
+# %% ../nbs/14_grpo_run.ipynb #e93e6798
 LOWER = ('memory ran out: lower `micro` (answers whose gradient is computed at once), `max_tokens` or `answers`, '
          'or load the backbone in nf4')
 
@@ -105,7 +112,7 @@ def train(
         raise
     except (torch.OutOfMemoryError, MemoryError): raise TrainingError(LOWER) from None
 
-# %% ../nbs/14_grpo_run.ipynb #93681726
+# %% ../nbs/14_grpo_run.ipynb #82ae0c8f
 def save_stopped(trainer: FastGRPOTrainer, chance):
     "A checkpoint as it would have been after the last finished step."
     step = trainer.state.global_step
@@ -114,7 +121,7 @@ def save_stopped(trainer: FastGRPOTrainer, chance):
     _set_chance(chance)
     trainer._save_checkpoint(trainer.model, trial=None)
 
-# %% ../nbs/14_grpo_run.ipynb #e31f54e4
+# %% ../nbs/14_grpo_run.ipynb #07538835
 async def held_out(
     model, words,               # a policy that reads text, and its tokenizer
     rows: list[Row],
