@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'machine', 'versions', 'commit', 'peak_gb', 'provenance']
 
-# %% ../nbs/09_provenance.ipynb #20ba716c
+# %% ../nbs/09_provenance.ipynb #61f63b7f
 import os, platform, subprocess
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import llmi_kit
 
-# %% ../nbs/09_provenance.ipynb #1066c8c7
+# %% ../nbs/09_provenance.ipynb #9a9fa35d
 def machine() -> dict[str, str | int | float]:
     "Processor, cores that this process may use, memory in GB, GPU, operating system."
     facts = Path('/proc/cpuinfo')
@@ -25,7 +25,7 @@ def _gpu():
     import torch    # late: seconds, and not everyone who asks needs it
     return torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
 
-# %% ../nbs/09_provenance.ipynb #38861689
+# %% ../nbs/09_provenance.ipynb #9e0d47a9
 PACKAGES = ('torch', 'transformers', 'trl', 'peft', 'diffusers', 'bitsandbytes')
 
 def versions(packages=PACKAGES) -> dict[str, str]:
@@ -36,22 +36,22 @@ def versions(packages=PACKAGES) -> dict[str, str]:
         except PackageNotFoundError: continue
     return found
 
-# %% ../nbs/09_provenance.ipynb #5a5ed5a8
+# %% ../nbs/09_provenance.ipynb #8c55c300
 def commit() -> str:
     "Of the working copy that the kit runs from, with a + where tracked files differ from it; empty where there is none."
-    def git(*words):
-        return subprocess.run(['git', '-C', str(Path(llmi_kit.__file__).parent), *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    here = ['git', '-C', str(Path(llmi_kit.__file__).parent)]
+    def git(*words): return subprocess.run([*here, *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     try: return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
     except (OSError, subprocess.SubprocessError): return ''
 
-# %% ../nbs/09_provenance.ipynb #d884ffaa
+# %% ../nbs/09_provenance.ipynb #b3caaa28
 def peak_gb() -> float | None:
     "The most memory that this process has had, in GB (10^9 bytes); None where the system doesn't tell."
     status = Path('/proc/self/status')      # not getrusage: a child begins there with its parent's peak
     if not status.exists(): return None
     return int(status.read_text().split('VmHWM:')[1].split()[0])*1024/1e9
 
-# %% ../nbs/09_provenance.ipynb #75f591fe
+# %% ../nbs/09_provenance.ipynb #4f42f714
 def provenance() -> dict:
     "Date, commit, versions and machine, as JSON."
     return dict(date=datetime.now().astimezone().isoformat(timespec='seconds'), commit=commit(), versions=versions(), machine=machine())

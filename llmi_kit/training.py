@@ -8,13 +8,14 @@ import hashlib, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .adapter import Record, save_adapter, versions
+from .adapter import Record, save_adapter
 from .backbone import load
 from .config import Profile
 from .data import Row
 from .grpo import Recipe, Rewards, processes, row_json, share, trainer_of, with_lora
 from .grpo_images import trainer_with_images, with_language_lora
 from .grpo_run import RunFolder, train
+from .provenance import versions
 from .rollouts import Rollouts
 from .scorer import Scorer
 
