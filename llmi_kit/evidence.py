@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'SURROGATE', 'MOST_PIXELS', 'MOST_FULL', 'ORIENTATION', 'code_for', 'harmless', 'Evidence', 'evidence',
-           'pixel_cap', 'shrunk', 'sendable']
+           'pair_evidence', 'pixel_cap', 'shrunk', 'sendable']
 
 # %% ../nbs/10_evidence.ipynb #791eff2f
 import io, re
@@ -79,9 +79,11 @@ def evidence(
     code = code_for(question, document.answer)
     mark = lambda text: f'\n[{code}: {text}]\n'
     answer = [harmless(document.answer)] if reads == 'text' else _with_pictures(document, mark, shown)
-    parts = [mark('this code marks what is ours'), mark('the question begins'), harmless(question), mark('the question ends'),
-             *_given(given, reads, mark, shown), mark('the answer begins'), *answer, mark('the answer ends')]
+    parts = [*_asked(question, mark), *_given(given, reads, mark, shown), mark('the answer begins'), *answer, mark('the answer ends')]
     return Evidence(code, _joined(parts))
+
+def _asked(question, mark):
+    return [mark('this code marks what is ours'), mark('the question begins'), harmless(question), mark('the question ends')]
 
 # %% ../nbs/10_evidence.ipynb #e1e46de1
 def _joined(parts):
@@ -91,6 +93,21 @@ def _joined(parts):
         if isinstance(part, str) and joined and isinstance(joined[-1], str): joined[-1] += part
         else: joined.append(part)
     return joined
+
+# %% ../nbs/10_evidence.ipynb #e0c1ed01
+def pair_evidence(
+    first: Document,    # with its pictures
+    second: Document,
+    row: Row,
+) -> Evidence:
+    "A question and two answers to it, for a judge that compares them."
+    question, shown = row.extra_info.question, _Shown()
+    code = code_for(question, first.answer, second.answer)
+    mark = lambda text: f'\n[{code}: {text}]\n'
+    parts = [*_asked(question, mark), *_given(first.inputs or list(row.images), 'pictures', mark, shown)]
+    for name, document in (('A', first), ('B', second)):
+        parts += [mark(f'answer {name} begins'), *_with_pictures(document, mark, shown), mark(f'answer {name} ends')]
+    return Evidence(code, _joined(parts))
 
 # %% ../nbs/10_evidence.ipynb #a0b2186d
 MOST_PIXELS = 784_000   # a picture; the reference's cap
