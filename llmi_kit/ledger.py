@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['What', 'LIMITS', 'COLUMNS', 'COLOURS', 'Entry', 'wall', 'Spent', 'spent', 'Budget', 'Ledger', 'table', 'timeline']
 
-# %% ../nbs/20_ledger.ipynb #ba950681
+# %% ../nbs/20_ledger.ipynb #c7f95ed0
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../nbs/20_ledger.ipynb #295fd82f
+# %% ../nbs/20_ledger.ipynb #c60e68f1
 What = Literal['write', 'tool', 'judge']
 
 class Entry(BaseModel):
@@ -34,7 +34,7 @@ class Entry(BaseModel):
     @property
     def seconds(self) -> float: return self.finished - self.started
 
-# %% ../nbs/20_ledger.ipynb #c38b2e2a
+# %% ../nbs/20_ledger.ipynb #c69803c8
 def wall(spans: Iterable[tuple[float, float]]) -> float:
     "Seconds that are covered by at least one of the (start, end)."
     covered, until = 0., float('-inf')
@@ -43,7 +43,7 @@ def wall(spans: Iterable[tuple[float, float]]) -> float:
         until = max(until, end)
     return covered
 
-# %% ../nbs/20_ledger.ipynb #17262580
+# %% ../nbs/20_ledger.ipynb #3c81e9e1
 class Spent(BaseModel):
     "What some entries come to."
     tokens_in: int = 0
@@ -66,7 +66,7 @@ def spent(entries: Iterable[Entry]) -> Spent:
                  seconds=wall((e.started, e.finished) for e in entries), busy=add('seconds'),
                  usd=sum(e.usd for e in entries if not e.known))
 
-# %% ../nbs/20_ledger.ipynb #b54b8a27
+# %% ../nbs/20_ledger.ipynb #9c75d012
 LIMITS = dict(tokens='{:,} tokens', tool_calls='{} tool calls', judge_calls='{} judge calls', seconds='{:g} seconds', usd='{:g} USD')
 
 class Budget(BaseModel):
@@ -83,7 +83,7 @@ class Budget(BaseModel):
         limits = [(name, limit) for name in LIMITS if (limit := getattr(self, name)) is not None]
         return ' and '.join(LIMITS[name].format(limit) for name, limit in limits if getattr(so_far, name) >= limit)
 
-# %% ../nbs/20_ledger.ipynb #3081e1d5
+# %% ../nbs/20_ledger.ipynb #6e38518d
 class Ledger:
     "Everything that is done for one answer."
     def __init__(self, budget: Budget | None = None, tell=lambda entry: None):
@@ -102,9 +102,14 @@ class Ledger:
         "Seconds that are left; None without such a limit."
         return None if self.budget.seconds is None else max(0., self.budget.seconds - self.now())
 
+    def note(self, entry: Entry):
+        "Write down what was measured elsewhere."
+        self.entries.append(entry)
+        self.tell(entry)
+
     @contextmanager
     def entry(self, stage: str, what: What, candidate: int | None = None):
-        "Writes an entry when it is left, also by an error: what is put into the yielded dict, and how long it took."
+        "Notes an entry when it is left, also by an error: how long it took, and what is put into the dict (`nothing=True`: no entry)."
         took, started = {}, self.now()
         try: yield took
         except BaseException as e:
@@ -112,10 +117,9 @@ class Ledger:
             raise
         finally:
             took = dict(started=started, finished=self.now()) | took
-            self.entries.append(Entry(stage=stage, what=what, candidate=candidate, **took))
-            self.tell(self.entries[-1])
+            if not took.pop('nothing', False): self.note(Entry(stage=stage, what=what, candidate=candidate, **took))
 
-# %% ../nbs/20_ledger.ipynb #5fd89eac
+# %% ../nbs/20_ledger.ipynb #85f26c7b
 COLUMNS = dict(tokens_in='tokens in', tokens_out='tokens out', tool_calls='tool calls', judge_calls='judge calls', seconds='seconds',
                busy='busy seconds', usd='USD')
 
@@ -131,7 +135,7 @@ def table(
     columns = list(COLUMNS.values())
     return pd.DataFrame(lines).T.rename(columns=COLUMNS)[columns].astype(dict.fromkeys(columns[:4], int))
 
-# %% ../nbs/20_ledger.ipynb #f4cb402a
+# %% ../nbs/20_ledger.ipynb #21237ec5
 COLOURS = dict(write='#0072b2', tool='#d55e00', judge='#009e73')
 
 def timeline(entries: list[Entry]) -> Figure:

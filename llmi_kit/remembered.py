@@ -3,19 +3,18 @@
 # %% auto #0
 __all__ = ['spelt', 'RememberedChat']
 
-# %% ../nbs/20_remembered.ipynb #6f932b2a
+# %% ../nbs/20_remembered.ipynb #df5218fc
 import json
 
 from .chat import Chat, Completion, Message
 from .config import Store, cache_key
-from .picture import Failure
 
-# %% ../nbs/20_remembered.ipynb #b7237978
+# %% ../nbs/20_remembered.ipynb #1a319719
 def spelt(message: Message) -> list:
     "All of a message that a model sees, as JSON; pictures by their fingerprints."
     return [message.role, *(p if isinstance(p, str) else dict(picture=p.sha256) for p in message.parts)]
 
-# %% ../nbs/20_remembered.ipynb #7f4ffbd8
+# %% ../nbs/20_remembered.ipynb #04c2128c
 class RememberedChat(Chat):
     "Another chat whose answers are kept. Failures are not; a broken store costs no answer."
     def __init__(self, chat: Chat, store: Store):
