@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_scaling import scale
 from .cli_training import adapter, train
 from .config import load_profile, settings_file
 from .manners import ProfileName, Seed, leave, manners
@@ -206,6 +207,7 @@ def score(
     if all(e.reward.value is None for e in entries): raise typer.Exit(1)
 
 # %% ../nbs/30_cli.ipynb #6e3e7961
+app.command()(scale)
 app.command()(train)
 app.add_typer(adapter, name='adapter')
 
