@@ -4,9 +4,9 @@
 __all__ = ['BINS', 'histogram', 'log_likelihood', 'Hypotheses', 'hypotheses', 'Prior', 'Decision', 'best', 'checked', 'Stopper',
            'Fixed', 'replay', 'Recorded', 'Path', 'path', 'tuned_price', 'tune']
 
-# %% ../nbs/20_stopping.ipynb #df0290c5
+# %% ../nbs/20_stopping.ipynb #f33d6ccd
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +14,14 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import gammaln
 
-# %% ../nbs/20_stopping.ipynb #f7862c45
+# %% ../nbs/20_stopping.ipynb #8db50cb7
 BINS = 20   # scores are told apart to 0.05; finer bins would be empty with 16 candidates to a question
 
 def histogram(scores: Iterable[float]) -> np.ndarray:
     "How often each bin comes: (BINS + 1,). The first and the last are 0 and 1 and what rounds to them."
     return np.bincount(np.rint(np.asarray(list(scores), float)*BINS).astype(int), minlength=BINS + 1).astype(float)
 
-# %% ../nbs/20_stopping.ipynb #1912e27c
+# %% ../nbs/20_stopping.ipynb #9950a954
 def log_likelihood(
     counts: np.ndarray,     # (BINS + 1,) of a question's scores
     alpha: np.ndarray,      # (hypotheses, BINS + 1): counts of a hypothesis, all above 0
@@ -31,27 +31,28 @@ def log_likelihood(
     each = gammaln(alpha[:, seen] + counts[seen]) - gammaln(alpha[:, seen])
     return each.sum(1) + gammaln(total) - gammaln(total + counts.sum())
 
-# %% ../nbs/20_stopping.ipynb #bfbff527
+# %% ../nbs/20_stopping.ipynb #136f6c2e
 class Hypotheses(NamedTuple):
     "Recorded questions as arrays. Without any there is one hypothesis: every score is as likely."
     values: np.ndarray  # (scores,) of all questions
     owner: np.ndarray   # (scores,) the question of each
     alpha: np.ndarray   # (questions, BINS + 1)
 
-def hypotheses(questions: Sequence[Sequence[float]]) -> Hypotheses:
-    "Recorded scores, one list a question, as Dirichlet distributions."
+@lru_cache(16)
+def hypotheses(questions: tuple[tuple[float, ...], ...]) -> Hypotheses:
+    "Recorded scores, one tuple a question, as Dirichlet distributions."
     counts = np.array([histogram(q) for q in questions]).reshape(-1, BINS + 1)
     pool = (counts.sum(0) + 1/(BINS + 1))/(counts.sum() + 1)
     owner = np.repeat(np.arange(len(counts)), [len(q) for q in questions])
     return Hypotheses(np.array([s for q in questions for s in q], float), owner, counts + pool if len(counts) else pool[None])
 
-# %% ../nbs/20_stopping.ipynb #48521533
+# %% ../nbs/20_stopping.ipynb #06e09802
 class Prior(BaseModel):
     "What recorded questions say about the scores of a new one."
     model_config = ConfigDict(frozen=True)
     questions: tuple[tuple[float, ...], ...] = ()   # scores from 0 to 1, at least one each; none: every score is as likely
 
-    @cached_property
+    @property
     def hypotheses(self) -> Hypotheses: return hypotheses(self.questions)
 
     @model_validator(mode='after')
@@ -70,7 +71,7 @@ class Prior(BaseModel):
         "Question i left out, to try the prior on it."
         return Prior(questions=self.questions[:i] + self.questions[i + 1:])
 
-# %% ../nbs/20_stopping.ipynb #d1c521de
+# %% ../nbs/20_stopping.ipynb #247b09b8
 @patch
 def excess(self: Prior, best: float) -> np.ndarray:
     "Sum of max(0, X - best) over the counts of each hypothesis: (questions,), or one value without questions."
@@ -86,14 +87,14 @@ def weights(self: Prior, scores: Sequence[float]) -> np.ndarray:
     likely = np.exp(found - found.max())
     return likely/likely.sum()
 
-# %% ../nbs/20_stopping.ipynb #f68f35fd
+# %% ../nbs/20_stopping.ipynb #35ab8c7c
 @patch
 def gain(self: Prior, scores: Sequence[float]) -> float:
     "What one more candidate is expected to add to the best score; before the first, its expected score."
     counts = self.hypotheses.alpha.sum(1) + len(scores)
     return float(self.weights(scores) @ (self.excess(max(scores, default=0.))/counts))
 
-# %% ../nbs/20_stopping.ipynb #16c1f5ec
+# %% ../nbs/20_stopping.ipynb #d937963a
 class Decision(BaseModel):
     "Stop or go on, and why."
     model_config = ConfigDict(frozen=True)
@@ -102,7 +103,7 @@ class Decision(BaseModel):
     expected_gain: float | None = None  # of one more candidate, in score; None: nobody asked
     expected_cost: float | None = None  # of one more candidate, in the costs' unit
 
-# %% ../nbs/20_stopping.ipynb #c626e954
+# %% ../nbs/20_stopping.ipynb #4e592359
 def best(
     scores: Sequence[float | None],
 ) -> int | None:
@@ -118,7 +119,7 @@ def checked(scores: Sequence[float | None], costs: Sequence[float]) -> list[floa
     if not all(0 <= c < float('inf') for c in costs): raise ValueError('costs are finite numbers, 0 or more, all in one unit')
     return known
 
-# %% ../nbs/20_stopping.ipynb #af2f001e
+# %% ../nbs/20_stopping.ipynb #9c683763
 class Stopper(BaseModel):
     "Stops sampling when one more candidate is expected to gain less than it costs (Weitzman 1979, with a learned distribution)."
     model_config = ConfigDict(frozen=True)
@@ -145,7 +146,7 @@ class Stopper(BaseModel):
         if max(known) == 1: return True, 'the best possible score is reached'
         return gain <= worth, f'one more is expected to gain {gain:.2g}, and its cost is worth {worth:.2g}'
 
-# %% ../nbs/20_stopping.ipynb #06538113
+# %% ../nbs/20_stopping.ipynb #499e007b
 class Fixed(BaseModel):
     "Best-of-n: always the same number of candidates."
     model_config = ConfigDict(frozen=True)
@@ -159,7 +160,7 @@ class Fixed(BaseModel):
         checked(scores, costs)
         return Decision(stop=len(scores) >= self.n, why=f'{len(scores)} of {self.n} candidates are there')
 
-# %% ../nbs/20_stopping.ipynb #2c4587ff
+# %% ../nbs/20_stopping.ipynb #1819e262
 def replay(
     stopper: Stopper | Fixed,
     scores: Sequence[float | None],     # of all recorded candidates of a question, in the order in which they come
@@ -173,7 +174,7 @@ def replay(
         if stopper.stop(scores[:n], costs[:n]).stop: break
     return n
 
-# %% ../nbs/20_stopping.ipynb #b12bdce4
+# %% ../nbs/20_stopping.ipynb #1639c2e7
 class Recorded(NamedTuple):
     "All candidates of a question."
     scores: Sequence[float | None]  # by which one is chosen, 0 to 1
@@ -185,7 +186,7 @@ class Recorded(NamedTuple):
         order = rng.permutation(len(self.scores))
         return Recorded(*([column[i] for i in order] for column in self))
 
-# %% ../nbs/20_stopping.ipynb #d403d3db
+# %% ../nbs/20_stopping.ipynb #5a697b9d
 class Path(NamedTuple):
     "What a question would have come to after each wave."
     even: np.ndarray    # break-even price: the stopper stops here if it asks for at least this much
@@ -207,7 +208,7 @@ def path(recorded: Recorded, prior: Prior, most: int = 16, least: int = 1, wave:
         rows.append((even, sum(costs), np.nan if value is None else value))
     return Path(*np.array(rows, float).T)
 
-# %% ../nbs/20_stopping.ipynb #54ad8309
+# %% ../nbs/20_stopping.ipynb #53702206
 def _spent(paths, price):
     "(mean cost, mean value) at this price."
     at = [(p, int((p.even <= price).argmax())) for p in paths]

@@ -201,8 +201,9 @@ def test_what_makes_no_sense_is_refused(make, why):
 
 def test_a_stopper_goes_through_json():
     stopper = tune([Recorded([.2, .6, None], [30, 40, 50], [.1, .7, None])]*3)
+    used = stopper.stop([.6], [40])
     again = Stopper.model_validate_json(stopper.model_dump_json())
-    assert again == stopper and again.stop([.6], [40]) == stopper.stop([.6], [40])
+    assert again == stopper and again.stop([.6], [40]) == used and again == stopper
 
 
 def test_tuning_leaves_the_question_itself_out():
@@ -289,3 +290,49 @@ def test_a_judge_that_failed_gives_no_blind_score():
 def test_wrong_arguments_are_named(argv, capsys):
     with pytest.raises(SystemExit) as told: bench.main(argv)
     assert told.value.code == 2 and 'error:' in capsys.readouterr().err
+
+
+# Recording, with a writer and judges that take no time
+
+class Quick:
+    "Writer and scorer in one: answers from the seed, judged by their length."
+    calls = 0
+    @classmethod
+    def from_profile(cls, profile): return cls()
+    def __init__(self, *_): self.judges = self.judge
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+    async def write(self, questions, n, seed, temperature):
+        from llmi_kit.chat import Completion
+        from llmi_kit.writer import Illustrated
+        Quick.calls += 1
+        said = [Completion(text='word '*(k + 1), tokens_out=k + 1, seed=100*seed + k, seconds=1.) for k in range(n)]
+        return [[Illustrated(question=questions[0], completion=c) for c in said]]
+
+    async def judge(self, document, row):
+        from llmi_kit.verdict import Verdict
+        assert row.extra_info.tools == () and row.extra_info.image_num == 0, 'the score knows the question alone'
+        return dict(text=Verdict(judge='q', grades=dict(text=3, image=5)), pictures=Verdict(judge='q', skipped='none'))
+
+    async def __call__(self, text, row):
+        from llmi_kit.document import parse
+        from llmi_kit.reward import Reward
+        from llmi_kit.scorer import Scored
+        assert row.extra_info.tools or row.extra_info.image_num, 'the reward knows the row'
+        return Scored(parse(text), Reward(value=.5, count=1., text=.5, pictures=None))
+
+
+def test_a_recording_that_was_killed_goes_on(tmp_path, monkeypatch):
+    "A torn last line and a missing question are written, nothing else; a finished recording asks nobody."
+    monkeypatch.setattr('llmi_kit.writer.Writer', Quick)
+    monkeypatch.setattr('llmi_kit.scorer.Scorer', Quick)
+    file = tmp_path/'r.jsonl'
+    argv = ['record', str(file), '--calibration', '2', '--heldout', '1', '--n', '3']
+    assert bench.main(argv) and Quick.calls == 3
+    whole = file.read_text()
+    assert whole.count('\n') == 9 and [c.score for c in bench.read(file)] == [.75]*9
+    lines = whole.splitlines(keepends=True)
+    file.write_text(''.join(lines[:4]) + lines[4][:30])
+    assert bench.main(argv) and Quick.calls == 5 and file.read_text() == whole
+    assert bench.main(argv) and Quick.calls == 5 and file.read_text() == whole
