@@ -95,7 +95,7 @@ async def record(args):
     profile, known = load_profile('cpu'), read(args.file)
     if args.file.exists(): mend(args.file, known)
     done = {(c.part, c.question, c.seed) for c in known}
-    todo = [(part, i, row) for part, split in SPLITS.items() for i, row in enumerate(embedded_rows(split)[:getattr(args, part)])]
+    todo = [(part, i, row) for part, split in SPLITS.items() for i, row in enumerate(embedded_rows(split, getattr(args, part)))]    # the first of all
     with Writer.from_profile(profile) as writer, Scorer(profile) as scorer, args.file.open('a', encoding='utf-8') as pen:
         for number, (part, i, row) in enumerate(todo, 1):
             if sum((part, i) == key[:2] for key in done) >= args.n: continue

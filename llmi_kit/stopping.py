@@ -4,7 +4,7 @@
 __all__ = ['BINS', 'histogram', 'log_likelihood', 'Hypotheses', 'hypotheses', 'Prior', 'Decision', 'best', 'checked', 'Stopper',
            'Fixed', 'replay', 'Recorded', 'Path', 'path', 'tuned_price', 'tune']
 
-# %% ../nbs/20_stopping.ipynb #f33d6ccd
+# %% ../nbs/20_stopping.ipynb #5bd4e226
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import gammaln
 
-# %% ../nbs/20_stopping.ipynb #8db50cb7
+# %% ../nbs/20_stopping.ipynb #77d64a49
 BINS = 20   # scores are told apart to 0.05; finer bins would be empty with 16 candidates to a question
 
 def histogram(scores: Iterable[float]) -> np.ndarray:
     "How often each bin comes: (BINS + 1,). The first and the last are 0 and 1 and what rounds to them."
     return np.bincount(np.rint(np.asarray(list(scores), float)*BINS).astype(int), minlength=BINS + 1).astype(float)
 
-# %% ../nbs/20_stopping.ipynb #9950a954
+# %% ../nbs/20_stopping.ipynb #68d87de6
 def log_likelihood(
     counts: np.ndarray,     # (BINS + 1,) of a question's scores
     alpha: np.ndarray,      # (hypotheses, BINS + 1): counts of a hypothesis, all above 0
@@ -31,7 +31,7 @@ def log_likelihood(
     each = gammaln(alpha[:, seen] + counts[seen]) - gammaln(alpha[:, seen])
     return each.sum(1) + gammaln(total) - gammaln(total + counts.sum())
 
-# %% ../nbs/20_stopping.ipynb #136f6c2e
+# %% ../nbs/20_stopping.ipynb #c2e05378
 class Hypotheses(NamedTuple):
     "Recorded questions as arrays. Without any there is one hypothesis: every score is as likely."
     values: np.ndarray  # (scores,) of all questions
@@ -46,7 +46,7 @@ def hypotheses(questions: tuple[tuple[float, ...], ...]) -> Hypotheses:
     owner = np.repeat(np.arange(len(counts)), [len(q) for q in questions])
     return Hypotheses(np.array([s for q in questions for s in q], float), owner, counts + pool if len(counts) else pool[None])
 
-# %% ../nbs/20_stopping.ipynb #06e09802
+# %% ../nbs/20_stopping.ipynb #bf03dbfe
 class Prior(BaseModel):
     "What recorded questions say about the scores of a new one."
     model_config = ConfigDict(frozen=True)
@@ -71,7 +71,7 @@ class Prior(BaseModel):
         "Question i left out, to try the prior on it."
         return Prior(questions=self.questions[:i] + self.questions[i + 1:])
 
-# %% ../nbs/20_stopping.ipynb #247b09b8
+# %% ../nbs/20_stopping.ipynb #6eec6011
 @patch
 def excess(self: Prior, best: float) -> np.ndarray:
     "Sum of max(0, X - best) over the counts of each hypothesis: (questions,), or one value without questions."
@@ -87,14 +87,14 @@ def weights(self: Prior, scores: Sequence[float]) -> np.ndarray:
     likely = np.exp(found - found.max())
     return likely/likely.sum()
 
-# %% ../nbs/20_stopping.ipynb #35ab8c7c
+# %% ../nbs/20_stopping.ipynb #fbc90ac7
 @patch
 def gain(self: Prior, scores: Sequence[float]) -> float:
     "What one more candidate is expected to add to the best score; before the first, its expected score."
     counts = self.hypotheses.alpha.sum(1) + len(scores)
     return float(self.weights(scores) @ (self.excess(max(scores, default=0.))/counts))
 
-# %% ../nbs/20_stopping.ipynb #d937963a
+# %% ../nbs/20_stopping.ipynb #ffbb6e59
 class Decision(BaseModel):
     "Stop or go on, and why."
     model_config = ConfigDict(frozen=True)
@@ -103,7 +103,12 @@ class Decision(BaseModel):
     expected_gain: float | None = None  # of one more candidate, in score; None: nobody asked
     expected_cost: float | None = None  # of one more candidate, in the costs' unit
 
-# %% ../nbs/20_stopping.ipynb #4e592359
+    @property
+    def break_even(self) -> float:
+        "The price at which one more candidate costs as much as it gains; infinite for a free one."
+        return self.expected_gain/self.expected_cost if self.expected_cost else np.inf
+
+# %% ../nbs/20_stopping.ipynb #a092a512
 def best(
     scores: Sequence[float | None],
 ) -> int | None:
@@ -119,7 +124,7 @@ def checked(scores: Sequence[float | None], costs: Sequence[float]) -> list[floa
     if not all(0 <= c < float('inf') for c in costs): raise ValueError('costs are finite numbers, 0 or more, all in one unit')
     return known
 
-# %% ../nbs/20_stopping.ipynb #9c683763
+# %% ../nbs/20_stopping.ipynb #2437a1c8
 class Stopper(BaseModel):
     "Stops sampling when one more candidate is expected to gain less than it costs (Weitzman 1979, with a learned distribution)."
     model_config = ConfigDict(frozen=True)
@@ -136,17 +141,19 @@ class Stopper(BaseModel):
     def stop(self, scores: Sequence[float | None], costs: Sequence[float]) -> Decision:
         "Is that enough? Raises ValueError for scores outside 0 to 1 and for costs that are none."
         known = checked(scores, costs)
-        gain, cost = self.prior.gain(known), float(np.mean(costs)) if len(costs) else 0.
-        enough, why = self._judged(len(scores), known, gain, self.price*cost)
-        return Decision(stop=enough, why=why, expected_gain=gain, expected_cost=cost)
+        mean = float(np.mean(costs)) if len(costs) else 0.
+        found = Decision(stop=False, why='', expected_gain=self.prior.gain(known), expected_cost=mean)
+        enough, why = self._judged(len(scores), known, found)
+        return found.model_copy(update=dict(stop=enough, why=why))
 
-    def _judged(self, n, known, gain, worth):
+    def _judged(self, n, known, found):
         if n >= self.most: return True, f'there are {n} candidates, and {self.most} are the most'
         if len(known) < self.least: return False, f'{len(known)} candidates have a score, and {self.least} are the least'
         if max(known) == 1: return True, 'the best possible score is reached'
-        return gain <= worth, f'one more is expected to gain {gain:.2g}, and its cost is worth {worth:.2g}'
+        worth = self.price*found.expected_cost
+        return found.break_even <= self.price, f'one more is expected to gain {found.expected_gain:.2g}, and its cost is worth {worth:.2g}'
 
-# %% ../nbs/20_stopping.ipynb #499e007b
+# %% ../nbs/20_stopping.ipynb #c85ce3f0
 class Fixed(BaseModel):
     "Best-of-n: always the same number of candidates."
     model_config = ConfigDict(frozen=True)
@@ -160,7 +167,7 @@ class Fixed(BaseModel):
         checked(scores, costs)
         return Decision(stop=len(scores) >= self.n, why=f'{len(scores)} of {self.n} candidates are there')
 
-# %% ../nbs/20_stopping.ipynb #1819e262
+# %% ../nbs/20_stopping.ipynb #faf8104c
 def replay(
     stopper: Stopper | Fixed,
     scores: Sequence[float | None],     # of all recorded candidates of a question, in the order in which they come
@@ -174,7 +181,7 @@ def replay(
         if stopper.stop(scores[:n], costs[:n]).stop: break
     return n
 
-# %% ../nbs/20_stopping.ipynb #1639c2e7
+# %% ../nbs/20_stopping.ipynb #7b7931e0
 class Recorded(NamedTuple):
     "All candidates of a question."
     scores: Sequence[float | None]  # by which one is chosen, 0 to 1
@@ -186,16 +193,12 @@ class Recorded(NamedTuple):
         order = rng.permutation(len(self.scores))
         return Recorded(*([column[i] for i in order] for column in self))
 
-# %% ../nbs/20_stopping.ipynb #5a697b9d
+# %% ../nbs/20_stopping.ipynb #f8616943
 class Path(NamedTuple):
     "What a question would have come to after each wave."
     even: np.ndarray    # break-even price: the stopper stops here if it asks for at least this much
     cost: np.ndarray    # spent so far
     value: np.ndarray   # of the candidate with the best score so far; NaN where it has none
-
-def _break_even(found, may_stop):
-    if found.stop: return 0.
-    return found.expected_gain/found.expected_cost if may_stop and found.expected_cost else np.inf
 
 def path(recorded: Recorded, prior: Prior, most: int = 16, least: int = 1, wave: int = 1) -> Path:
     "The break-even prices, costs and values of a question, wave by wave."
@@ -203,12 +206,13 @@ def path(recorded: Recorded, prior: Prior, most: int = 16, least: int = 1, wave:
     free, rows = Stopper(price=0, least=least, most=most, prior=prior), []
     for n in [*range(wave, end, wave), end]:
         scores, costs = recorded.scores[:n], recorded.costs[:n]
-        even = 0. if n == end else _break_even(free.stop(scores, costs), sum(s is not None for s in scores) >= least)
+        found, early = free.stop(scores, costs), sum(s is not None for s in scores) < least
+        even = 0. if n == end or found.stop else np.inf if early else found.break_even
         value = next((recorded.values[i] for i in [best(scores)] if i is not None), None)
         rows.append((even, sum(costs), np.nan if value is None else value))
     return Path(*np.array(rows, float).T)
 
-# %% ../nbs/20_stopping.ipynb #53702206
+# %% ../nbs/20_stopping.ipynb #3237bf6e
 def _spent(paths, price):
     "(mean cost, mean value) at this price."
     at = [(p, int((p.even <= price).argmax())) for p in paths]
