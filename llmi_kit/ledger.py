@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['What', 'LIMITS', 'COLUMNS', 'COLOURS', 'Entry', 'wall', 'Spent', 'spent', 'Budget', 'Ledger', 'table', 'timeline']
 
-# %% ../nbs/20_ledger.ipynb #c7f95ed0
+# %% ../nbs/20_ledger.ipynb #cb9ab1ac
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Literal
@@ -14,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../nbs/20_ledger.ipynb #c60e68f1
+# %% ../nbs/20_ledger.ipynb #80793ee0
 What = Literal['write', 'tool', 'judge']
 
 class Entry(BaseModel):
@@ -34,7 +35,7 @@ class Entry(BaseModel):
     @property
     def seconds(self) -> float: return self.finished - self.started
 
-# %% ../nbs/20_ledger.ipynb #c69803c8
+# %% ../nbs/20_ledger.ipynb #ff97ca97
 def wall(spans: Iterable[tuple[float, float]]) -> float:
     "Seconds that are covered by at least one of the (start, end)."
     covered, until = 0., float('-inf')
@@ -43,7 +44,7 @@ def wall(spans: Iterable[tuple[float, float]]) -> float:
         until = max(until, end)
     return covered
 
-# %% ../nbs/20_ledger.ipynb #3c81e9e1
+# %% ../nbs/20_ledger.ipynb #cacba90c
 class Spent(BaseModel):
     "What some entries come to."
     tokens_in: int = 0
@@ -66,7 +67,7 @@ def spent(entries: Iterable[Entry]) -> Spent:
                  seconds=wall((e.started, e.finished) for e in entries), busy=add('seconds'),
                  usd=sum(e.usd for e in entries if not e.known))
 
-# %% ../nbs/20_ledger.ipynb #9c75d012
+# %% ../nbs/20_ledger.ipynb #55ce8b53
 LIMITS = dict(tokens='{:,} tokens', tool_calls='{} tool calls', judge_calls='{} judge calls', seconds='{:g} seconds', usd='{:g} USD')
 
 class Budget(BaseModel):
@@ -83,11 +84,12 @@ class Budget(BaseModel):
         limits = [(name, limit) for name in LIMITS if (limit := getattr(self, name)) is not None]
         return ' and '.join(LIMITS[name].format(limit) for name, limit in limits if getattr(so_far, name) >= limit)
 
-# %% ../nbs/20_ledger.ipynb #6e38518d
+# %% ../nbs/20_ledger.ipynb #bbc30e2a
 class Ledger:
     "Everything that is done for one answer."
     def __init__(self, budget: Budget | None = None, tell=lambda entry: None):
         self.entries, self.budget, self.tell, self.opened = [], budget or Budget(), tell, time.perf_counter()
+        self.running = Counter()    # by kind: what has begun counts as done
 
     def now(self) -> float: return time.perf_counter() - self.opened
 
@@ -95,7 +97,8 @@ class Ledger:
     def over(self) -> str:
         "Which limit has been reached; empty while there is something left."
         so_far = spent(self.entries)
-        return self.budget.over(so_far.model_copy(update=dict(seconds=self.now())))
+        calls = {f'{what}_calls': getattr(so_far, f'{what}_calls') + self.running[what] for what in ('tool', 'judge')}
+        return self.budget.over(so_far.model_copy(update=dict(seconds=self.now(), **calls)))
 
     @property
     def left(self) -> float | None:
@@ -111,15 +114,17 @@ class Ledger:
     def entry(self, stage: str, what: What, candidate: int | None = None):
         "Notes an entry when it is left, also by an error: how long it took, and what is put into the dict (`nothing=True`: no entry)."
         took, started = {}, self.now()
+        self.running[what] += 1
         try: yield took
         except BaseException as e:
             took.setdefault('failed', type(e).__name__)
             raise
         finally:
+            self.running[what] -= 1
             took = dict(started=started, finished=self.now()) | took
             if not took.pop('nothing', False): self.note(Entry(stage=stage, what=what, candidate=candidate, **took))
 
-# %% ../nbs/20_ledger.ipynb #85f26c7b
+# %% ../nbs/20_ledger.ipynb #b529a5dc
 COLUMNS = dict(tokens_in='tokens in', tokens_out='tokens out', tool_calls='tool calls', judge_calls='judge calls', seconds='seconds',
                busy='busy seconds', usd='USD')
 
@@ -135,7 +140,7 @@ def table(
     columns = list(COLUMNS.values())
     return pd.DataFrame(lines).T.rename(columns=COLUMNS)[columns].astype(dict.fromkeys(columns[:4], int))
 
-# %% ../nbs/20_ledger.ipynb #21237ec5
+# %% ../nbs/20_ledger.ipynb #1cfabb68
 COLOURS = dict(write='#0072b2', tool='#d55e00', judge='#009e73')
 
 def timeline(entries: list[Entry]) -> Figure:

@@ -4,7 +4,7 @@
 __all__ = ['POLISH', 'Step', 'Candidate', 'refused', 'BookedTools', 'BookedJudge', 'Means', 'write', 'check', 'grade',
            'best_first', 'select', 'unless_worse', 'mend', 'clearer', 'other_requests', 'choose', 'polish']
 
-# %% ../nbs/20_stages.ipynb #c1755230
+# %% ../nbs/20_stages.ipynb #b3068d8f
 import asyncio, time
 from dataclasses import dataclass, field
 from statistics import mean
@@ -27,7 +27,7 @@ from .toolkit import Toolkit, resolve
 from .verdict import Judge, Verdict
 from .writer import conversation, sees, spoken
 
-# %% ../nbs/20_stages.ipynb #09687b78
+# %% ../nbs/20_stages.ipynb #9bb349dd
 class Step(BaseModel):
     "What a stage did, in one sentence."
     model_config = ConfigDict(frozen=True)
@@ -60,7 +60,7 @@ class Candidate(BaseModel):
         new = self.model_copy(update=changes)
         return new.model_copy(update=dict(steps=(*self.steps, Step(stage=stage, said=said, value=new.value))))
 
-# %% ../nbs/20_stages.ipynb #a424989b
+# %% ../nbs/20_stages.ipynb #c6e7b49b
 def refused(over: str) -> Failure: return Failure(kind='refused', message=f'the budget is used up ({over}): allow more')
 
 class BookedTools:
@@ -79,7 +79,7 @@ class BookedTools:
             entry.update(known=call.cached, usd=result.origin.cost if made else 0., failed='' if made else result.message)
         return result, call
 
-# %% ../nbs/20_stages.ipynb #414b31d2
+# %% ../nbs/20_stages.ipynb #320d9643
 class BookedJudge:
     "A judge whose verdicts are written down. Refuses once the budget is used up."
     def __init__(self, judge: Judge, ledger: Ledger, stage: str, candidate: int | None):
@@ -96,7 +96,7 @@ class BookedJudge:
                          failed=v.failure.message if v.failure else '', nothing=bool(v.skipped))
         return v
 
-# %% ../nbs/20_stages.ipynb #336612d4
+# %% ../nbs/20_stages.ipynb #5baf5620
 @dataclass
 class Means:
     "What stages work with."
@@ -130,7 +130,7 @@ class Means:
             else: entry.update(tokens_in=answer.tokens_in, tokens_out=answer.tokens_out, usd=answer.cost)
         return answer
 
-# %% ../nbs/20_stages.ipynb #cd82f60e
+# %% ../nbs/20_stages.ipynb #96ce374e
 async def write(
     means: Means,
     numbers: list[int],         # of the candidates of this wave
@@ -153,7 +153,7 @@ async def write(
         found.append(Candidate(number=k, seed=a.seed, document=document))
     return found
 
-# %% ../nbs/20_stages.ipynb #3eacb6eb
+# %% ../nbs/20_stages.ipynb #9df80777
 async def check(
     means: Means,
     candidate: Candidate,
@@ -166,7 +166,7 @@ async def check(
     n, lost = len(document.tags), len(new.faults)
     return new.after(stage, f'{n - lost} of {n} pictures' + (f': {new.faults[0]}' if lost else ''))
 
-# %% ../nbs/20_stages.ipynb #4b106665
+# %% ../nbs/20_stages.ipynb #15c57f73
 async def grade(
     means: Means,
     candidate: Candidate,
@@ -178,7 +178,7 @@ async def grade(
     said = f'graded {reward.value:.3f}' if reward.value is not None else f'no grade: {"; ".join(reward.missing)}'
     return candidate.after(stage, said, reward=reward)
 
-# %% ../nbs/20_stages.ipynb #79916926
+# %% ../nbs/20_stages.ipynb #108796d2
 def best_first(candidates: list[Candidate]) -> list[Candidate]:
     "By grade; a missing one counts as the mean. Of equal ones, those with fewer holes first. Who wrote nothing is left out."
     written = sorted((c for c in candidates if c.document is not None), key=lambda c: len(c.faults))
@@ -198,7 +198,7 @@ async def select(
     says = lambda p: 'never compared' if p is None else f'{p:.2f} points side by side'
     return [short[i].after('select', says(ranking.points[i])) for i in ranking.order[:keep]]
 
-# %% ../nbs/20_stages.ipynb #63910059
+# %% ../nbs/20_stages.ipynb #9472f2ab
 def _booked_pairs(means):
     async def ask(first, second, row):
         if over := means.ledger.over: return Preference(failure=refused(over))
@@ -209,7 +209,7 @@ def _booked_pairs(means):
         return p
     return ask
 
-# %% ../nbs/20_stages.ipynb #c5819ffb
+# %% ../nbs/20_stages.ipynb #d32cf758
 async def unless_worse(
     means: Means,
     old: Candidate,
@@ -225,7 +225,7 @@ async def unless_worse(
     if new.value < old.value: return old.after(stage, f'{said}; taken back, as its grade fell to {new.value:.3f}')
     return old.after(stage, said, document=new.document, reward=new.reward)
 
-# %% ../nbs/20_stages.ipynb #ce185210
+# %% ../nbs/20_stages.ipynb #61bf5c94
 async def mend(
     means: Means,
     candidate: Candidate,
@@ -241,14 +241,15 @@ async def mend(
         mended = await repair(tag.params['code'], tag.result, means.question, tag.description, ask, draw, rounds, means.seed)
         told.append(f'chart {at + 1}: ' + '; '.join(r.outcome for r in mended.rounds))
         if isinstance(mended.result, Picture): document = _with(document, at, dict(code=mended.code), mended.result)
-    return await unless_worse(means, candidate, document, 'mend', ', '.join(told)) if told else candidate
+    if document == candidate.document: return candidate.after('mend', ', '.join(told)) if told else candidate
+    return await unless_worse(means, candidate, document, 'mend', ', '.join(told))
 
 def _with(document, at, params, picture):
     "The document with another request and its picture in one place."
     if params != document.tags[at].params: document = with_params(document, at, params)
     return with_results(document, {at: picture})
 
-# %% ../nbs/20_stages.ipynb #df693907
+# %% ../nbs/20_stages.ipynb #9ce01c32
 async def clearer(means: Means, candidate: Candidate) -> Candidate:
     "Charts that work, with clearer ones in their places where the judge prefers them."
     if candidate.document is None: return candidate
@@ -274,7 +275,7 @@ def _around(document, tag, reach=600):
     "The text before and after a tag."
     return document.answer[max(0, tag.start - reach):tag.start] + '[the chart]' + document.answer[tag.end:tag.end + reach]
 
-# %% ../nbs/20_stages.ipynb #aaf56b85
+# %% ../nbs/20_stages.ipynb #3652857e
 def other_requests(
     tag: Tag,
     n: int,
@@ -287,7 +288,7 @@ def other_requests(
     if tag.source in ('diffusion', 'edit'): return [(tag.params, derive_seed(seed, 'another', k)) for k in range(n)]
     return []
 
-# %% ../nbs/20_stages.ipynb #c019d36e
+# %% ../nbs/20_stages.ipynb #b93fc66f
 async def choose(
     means: Means,
     candidate: Candidate,
@@ -306,7 +307,7 @@ async def choose(
     if document == candidate.document: return candidate.after('choose', ', '.join(told))
     return await unless_worse(means, candidate, document, 'choose', ', '.join(told))
 
-# %% ../nbs/20_stages.ipynb #49336592
+# %% ../nbs/20_stages.ipynb #49716e6f
 class _Chosen(NamedTuple):
     said: str
     params: dict | None = None
@@ -330,7 +331,7 @@ async def _best_picture(means, candidate, at, n):
     if not best: return _Chosen(f'the best of {len(grades)}')
     return _Chosen(f'another of {len(grades)}, {grades[best]:.2f} instead of {grades[0]:.2f}', *options[best - 1])
 
-# %% ../nbs/20_stages.ipynb #44577512
+# %% ../nbs/20_stages.ipynb #76ad5292
 POLISH = """Smooth the text of this illustrated answer: correct slips, make it say what the pictures show, keep every fact. Keep each
 [[picture N]] exactly as it stands, in its order, on a line of its own. Reply with the whole text and nothing else."""
 
