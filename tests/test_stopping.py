@@ -173,6 +173,26 @@ def test_one_candidate_is_enough_where_one_is_the_most():
     assert replay(Stopper(most=1), [.1, .9], [1, 1]) == 1 == replay(Fixed(n=1), [.1, .9], [1, 1])
 
 
+def test_enough_is_enough_for_whoever_asks():
+    "Without a replay that cuts waves: at n, at most, and beyond."
+    for n in (3, 4): assert Fixed(n=3).stop([.1]*n, [1]*n).stop and Stopper(price=0, most=3).stop([.1]*n, [1]*n).stop
+    assert not Fixed(n=3).stop([.1]*2, [1]*2).stop and not Stopper(price=0, most=3).stop([.1]*2, [1]*2).stop
+    perfect = Stopper(price=0).stop([1.], [0])
+    assert perfect.stop and perfect.why == 'the best possible score is reached'
+
+
+def test_failed_judges_are_left_out_of_the_prior_and_zeros_are_not():
+    assert Prior.fit([[0., None, .5], [None], []]).questions == ((0., .5),)
+
+
+def test_hypotheses_of_unequal_size_are_weighed_by_hand():
+    "Dirichlet-multinomial for one score: its count's share of all counts."
+    prior = Prior(questions=[(.5,), (.5, .5, 1.)])
+    pool = (3 + 1/21)/5     # of the bin of 0.5
+    like = np.array([(1 + pool)/2, (2 + pool)/4])
+    assert prior.weights([.5]) == pytest.approx(like/like.sum(), abs=1e-12)
+
+
 def test_what_is_free_is_taken_and_what_costs_all_is_not():
     assert replay(Stopper(price=1.), [.1]*16, [0]*16) == 16
     assert replay(Stopper(price=1.), [.1]*16, [10]*16) == 1
@@ -273,6 +293,16 @@ def test_where_stopping_does_not_help_the_target_is_not_met(tmp_path, capsys):
     (tmp_path/'r.jsonl').write_text(''.join(c.model_dump_json() + '\n' for c in lines))
     assert not bench.main(['replay', str(tmp_path/'r.jsonl'), '--orders', '4'])
     assert 'NOT MET' in capsys.readouterr().out
+
+
+def test_saving_is_not_enough_where_the_reward_suffers(tmp_path, capsys):
+    "Every calibration question is hopeless and every held-out one is not: stopping early saves much, and loses more than may be lost."
+    lines = [c for q in range(12) for c in candidates('calibration', q, [(10, .3, .3)]*16)]
+    lines += [c for q in range(12) for c in candidates('heldout', q, [(10, .3, .3)]*15 + [(10, .9, .9)])]
+    (tmp_path/'r.jsonl').write_text(''.join(c.model_dump_json() + '\n' for c in lines))
+    assert not bench.main(['replay', str(tmp_path/'r.jsonl'), '--orders', '4'])
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert float(told.split()[1].rstrip('%')) > 40 and 'NOT MET' in told
 
 
 def test_a_judge_that_failed_gives_no_blind_score():
