@@ -7,7 +7,7 @@ __all__ = ['GIVEN', 'FENCE', 'MOST_LINES', 'SANDBOX', 'MEND', 'MOST_CHARS', 'Ask
            'collection_points', 'patch_points', 'series', 'digests', 'probed', 'Plotted', 'plotted', 'change',
            'improve_talk', 'Improved', 'improve']
 
-# %% ../nbs/20_repair.ipynb #31a7808f
+# %% ../nbs/20_repair.ipynb #f09cbea7
 import ast, asyncio, builtins, hashlib, inspect, re, textwrap, time, warnings
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from .document import parse
 from .picture import Failure, Picture
 from .writer import spoken
 
-# %% ../nbs/20_repair.ipynb #b8cd8685
+# %% ../nbs/20_repair.ipynb #30988f53
 def _parsed(code):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')     # a model's '\d' is no news here
@@ -36,7 +36,7 @@ def syntax(code: str) -> ast.Module | None:
     tree = _tree(code)
     return tree if tree and any(isinstance(node, ast.Call) for node in ast.walk(tree)) else None
 
-# %% ../nbs/20_repair.ipynb #d56c4e09
+# %% ../nbs/20_repair.ipynb #e0129124
 GIVEN = {'plt', 'np', 'pd', 'sns', '__name__', *dir(builtins)}     # what the sandbox defines before the code runs
 
 def _bound(node):
@@ -46,14 +46,14 @@ def _bound(node):
     if isinstance(node, ast.arg): return [node.arg]
     return [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) else []
 
-# %% ../nbs/20_repair.ipynb #4c264c84
+# %% ../nbs/20_repair.ipynb #b042f966
 def stands_alone(code: str) -> bool:
     "Does the program define every name that it uses? Where each is defined does not count."
     nodes = list(ast.walk(tree)) if (tree := syntax(code)) else []
     bound = {name for node in nodes for name in _bound(node)}
     return bool(nodes) and {n.id for n in nodes if isinstance(n, ast.Name)} <= bound | GIVEN
 
-# %% ../nbs/20_repair.ipynb #00dafea9
+# %% ../nbs/20_repair.ipynb #6d65ef4d
 FENCE = re.compile(r'^[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)'
                    r'(?:^[ \t]*(?P=mark)[`~]*[ \t]*$|(?P<cut>\Z))', re.M | re.S)
 
@@ -65,7 +65,7 @@ def fenced(
     blocks = [m for m in FENCE.finditer(text) if whole or m['cut'] is None]
     return [(m['language'].lower(), textwrap.dedent(m['code']).strip('\n')) for m in blocks]
 
-# %% ../nbs/20_repair.ipynb #c1a35dce
+# %% ../nbs/20_repair.ipynb #80a64649
 MOST_LINES = 400    # of a reply without fences that are looked at: charts have 10 to 60
 
 def unfenced(text: str) -> str:
@@ -86,7 +86,7 @@ def _upto_error(lines):
     while lines and lines[-1].strip().isidentifier(): lines = lines[:-1]
     return lines
 
-# %% ../nbs/20_repair.ipynb #87d20f76
+# %% ../nbs/20_repair.ipynb #04e315af
 def read_code(
     reply: str,             # what a model wrote
     whole: bool = True,     # False: the reply was cut off
@@ -102,13 +102,13 @@ def read_code(
     if named or not whole: return named[-1] if named else ''
     return unfenced(text)
 
-# %% ../nbs/20_repair.ipynb #80f6ec40
+# %% ../nbs/20_repair.ipynb #3f5e269d
 def skeleton(code: str) -> str:
     "The same text for code that does the same: without comments, blank lines and spacing."
     try: return ast.dump(syntax(code))
     except (TypeError, RecursionError): return '\n'.join(line.strip() for line in code.split('\n') if line.strip())    # no tree, or deep
 
-# %% ../nbs/20_repair.ipynb #9df9b489
+# %% ../nbs/20_repair.ipynb #f8bad495
 SANDBOX = """plt, np, pd and sns are imported. There are no files, no network and no other programs: all data stands in the code.
 Do not call plt.show() or savefig; the figure that is open at the end becomes the picture. The program has a few seconds."""
 
@@ -122,7 +122,7 @@ def _program(code):
     mark = '`'*max(3, 1 + max(map(len, re.findall('`+', code)), default=0))
     return f'{mark}python\n{code}\n{mark}'
 
-# %% ../nbs/20_repair.ipynb #2fa668a7
+# %% ../nbs/20_repair.ipynb #b41b6f03
 def repair_talk(
     code: str,
     failure: Failure,
@@ -134,7 +134,7 @@ def repair_talk(
              f'It fails:\n{failure.message}')
     return [Message('system', MEND), Message('user', asked)]
 
-# %% ../nbs/20_repair.ipynb #63647dee
+# %% ../nbs/20_repair.ipynb #b9bb23d0
 def another_talk(
     talk: list[Message],
     code: str,              # what the model proposed
@@ -144,7 +144,7 @@ def another_talk(
     return [*talk, Message('assistant', _program(code)),
             Message('user', f'That fails as well:\n{failure.message}\n\nReply with the whole corrected program.')]
 
-# %% ../nbs/20_repair.ipynb #3626a311
+# %% ../nbs/20_repair.ipynb #d1665e6f
 class Round(BaseModel):
     "One try: the program that the model proposed, and what came of it."
     model_config = ConfigDict(frozen=True)
@@ -152,7 +152,7 @@ class Round(BaseModel):
     outcome: str            # one sentence
     seconds: float = 0.     # of the model and of the tool
 
-# %% ../nbs/20_repair.ipynb #c31e23e2
+# %% ../nbs/20_repair.ipynb #dc4c9d87
 class Repaired(BaseModel):
     "What became of a chart that failed."
     model_config = ConfigDict(frozen=True)
@@ -167,7 +167,7 @@ class Repaired(BaseModel):
         "Why it ended."
         return self.rounds[-1].outcome if self.rounds else 'no round was allowed'
 
-# %% ../nbs/20_repair.ipynb #0a59d80b
+# %% ../nbs/20_repair.ipynb #4449b072
 Ask = Callable[[list[Message], int], Awaitable[Completion | Failure]]   # messages and a seed
 Draw = Callable[[str], Awaitable[Picture | Failure]]                    # code
 
@@ -178,7 +178,7 @@ async def _answer(who, kind, call, *args):
     if isinstance(answer, kind | Failure): return answer
     return Failure(kind='internal', message=f'{who} answered with {type(answer).__name__}')
 
-# %% ../nbs/20_repair.ipynb #08c41486
+# %% ../nbs/20_repair.ipynb #38146e77
 class Proposal(NamedTuple):
     "A program to try, or why there is none."
     code: str
@@ -198,7 +198,7 @@ async def proposal(
     if not code: return Proposal('', 'the reply was cut off before its code ended' if cut_off else 'the reply holds no code')
     return Proposal(code, 'the model gave the same code again' if skeleton(code) in tried else '')
 
-# %% ../nbs/20_repair.ipynb #32b71e85
+# %% ../nbs/20_repair.ipynb #75bc3d64
 MENDABLE = ('code', 'timeout', 'refused', 'invalid')    # kinds of failure that other code may not have
 
 def _outcome(result): return 'it draws' if isinstance(result, Picture) else f'it fails: {result.message}'
@@ -227,7 +227,7 @@ async def repair(
         talk, tried = another_talk(talk, new, result), tried | {skeleton(new)}
     return Repaired(code=code, result=failure, rounds=done)
 
-# %% ../nbs/20_repair.ipynb #e7f28827
+# %% ../nbs/20_repair.ipynb #b5a276be
 def tick_names(axis) -> dict[float, str]:
     "Names of an axis' ticks by their places; none where the ticks are numbers or dates."
     kind, letter = type(axis.get_major_formatter()).__name__, re.compile(r'[^\W\d_]')
@@ -236,34 +236,34 @@ def tick_names(axis) -> dict[float, str]:
     ticks = zip(axis.get_majorticklocs(), texts, strict=False)
     return {float(x): text for x, text in ticks if letter.search(text) or 'Category' in kind}
 
-# %% ../nbs/20_repair.ipynb #03e57381
+# %% ../nbs/20_repair.ipynb #0b3faf3a
 def bar_points(bars) -> list[tuple[float, float]]:
     "(place, length) of each bar of a BarContainer."
     if bars.orientation == 'horizontal': return [(float(b.get_y() + b.get_height()/2), float(b.get_width())) for b in bars]
     return [(float(b.get_x() + b.get_width()/2), float(b.get_height())) for b in bars]
 
-# %% ../nbs/20_repair.ipynb #52d20e88
+# %% ../nbs/20_repair.ipynb #9fbb3c58
 def numbers(array) -> np.ndarray:
     "Numbers of an array, NaN where it is masked."
     return np.ma.filled(np.ma.asarray(array, float), np.nan)
 
-# %% ../nbs/20_repair.ipynb #cbb08649
+# %% ../nbs/20_repair.ipynb #d2850054
 def collection_points(
     dots,       # a Collection: scatter, filled area, heat map, contours
 ) -> list[tuple[float, float]]:
     "Places of points or corners, and the values that colour them."
-    kind, colours = type(dots).__name__, dots.get_array()
-    spots = [dots.get_offsets()] if kind == 'PathCollection' else [] if kind == 'QuadMesh' else [p.vertices for p in dots.get_paths()]
+    colours = dots.get_array()
+    spots = [dots.get_offsets()] if type(dots).__name__ == 'PathCollection' else [p.vertices for p in dots.get_paths()]
     coloured = [] if colours is None else list(enumerate(numbers(colours).ravel().tolist()))
     return coloured + [tuple(pair) for at in spots for pair in numbers(at).tolist()]
 
-# %% ../nbs/20_repair.ipynb #6cb96b57
+# %% ../nbs/20_repair.ipynb #4d3653cd
 def patch_points(patch, ax) -> tuple:
     "As `series`, of one shape: a slice of a pie is its angle, in degrees; any other its corners."
     if type(patch).__name__ == 'Wedge': return patch.get_label(), None, [(0, float(patch.theta2 - patch.theta1))]
     return patch.get_label(), ax.xaxis, patch.get_patch_transform().transform(patch.get_path().vertices).tolist()
 
-# %% ../nbs/20_repair.ipynb #f5775f34
+# %% ../nbs/20_repair.ipynb #ec5372b7
 def series(ax) -> list[tuple]:
     "(label, axis that may have names, its points) of everything plotted on flat Axes."
     containers = [c for c in ax.containers if type(c).__name__ == 'BarContainer']
@@ -274,7 +274,7 @@ def series(ax) -> list[tuple]:
     drawn = {id(bar) for bars in containers for bar in bars}
     return found + [patch_points(patch, ax) for patch in ax.patches if id(patch) not in drawn]
 
-# %% ../nbs/20_repair.ipynb #109a34e7
+# %% ../nbs/20_repair.ipynb #376b35c0
 def digests(axes: list) -> str:
     "How many numbers are plotted on Axes, and their digests by place, by name and by label."
     rows, short = [], lambda x: f'{float(x) + 0.:.6g}'
@@ -289,7 +289,7 @@ def digests(axes: list) -> str:
     found = [hashlib.sha256(repr(sorted(pairs)).encode()).hexdigest()[:16] for pairs in (placed, named, labelled)]
     return ' '.join([str(len(rows)), *(d if here else '-' for d, here in zip(found, has, strict=True))])
 
-# %% ../nbs/20_repair.ipynb #9dfd33b8
+# %% ../nbs/20_repair.ipynb #4dfd8893
 READ = """import gc, hashlib, re
 import numpy as np
 from matplotlib.figure import Figure
@@ -306,7 +306,7 @@ def probed(code: str) -> str:
     source = READ.format(functions='\n'.join(map(inspect.getsource, parts)))
     return f'{code}\nexec({source!r}, {{}})\n'
 
-# %% ../nbs/20_repair.ipynb #f584867e
+# %% ../nbs/20_repair.ipynb #526e003a
 class Plotted(NamedTuple):
     "What a chart plots, as digests."
     count: int      # numbers
@@ -320,7 +320,7 @@ async def plotted(code: str, draw: Draw) -> Plotted | None:
     found = re.search(r'plotted: (\d+) (\w+) (\w+|-) (\w+|-)', said.message) if isinstance(said, Failure) else None
     return Plotted(int(found[1]), *found.groups()[1:]) if found and found[1] != '0' else None
 
-# %% ../nbs/20_repair.ipynb #fba44953
+# %% ../nbs/20_repair.ipynb #69a3550c
 def change(old: Plotted | None, new: Plotted | None) -> str:
     "One sentence on what differs; empty if both show the same numbers under the same names."
     if old is None or new is None: return f"the numbers of the {'old' if old is None else 'new'} chart can not be read"
@@ -330,7 +330,7 @@ def change(old: Plotted | None, new: Plotted | None) -> str:
     same = old.named == new.named if names else old.placed == new.placed
     return '' if same else f"its numbers have other values or {'names' if names else 'places'}"
 
-# %% ../nbs/20_repair.ipynb #28ede704
+# %% ../nbs/20_repair.ipynb #e9d401ba
 IMPROVE = f"""You make charts easier to read. Reply with the whole improved program in one ```python block.
 {SANDBOX}
 Work on the title, axis labels with their units, the legend, ticks that can be read, and the layout.
@@ -348,7 +348,7 @@ def improve_talk(
              f'It stands in this text:\n{around[:MOST_CHARS]}\n\n{_program(code)}')
     return [Message('system', IMPROVE), Message('user', asked, [picture] if sees else [])]
 
-# %% ../nbs/20_repair.ipynb #58b5750b
+# %% ../nbs/20_repair.ipynb #25bf6a3a
 class Improved(BaseModel):
     "What became of a chart that draws: the clearer version, or the old one."
     model_config = ConfigDict(frozen=True)
@@ -357,7 +357,7 @@ class Improved(BaseModel):
     improved: bool = False
     tried: Round            # what the model proposed, and why it was taken or left
 
-# %% ../nbs/20_repair.ipynb #5a6d9897
+# %% ../nbs/20_repair.ipynb #e003898d
 Better = Callable[[Picture, Picture], Awaitable[bool | None]]   # old, new; None: the judge failed
 
 async def _objection(better, old, new):
@@ -367,7 +367,7 @@ async def _objection(better, old, new):
     if verdict is None: return 'the judge failed, so the old chart stays'
     return '' if verdict is True else 'the judge prefers the old chart'
 
-# %% ../nbs/20_repair.ipynb #abe58a0a
+# %% ../nbs/20_repair.ipynb #ce3a7ebd
 async def _left(code, picture, new, draw, better):
     "(picture, why it is not taken) of a proposed program."
     result = await _answer('the code tool', Picture, draw, new)
@@ -376,7 +376,7 @@ async def _left(code, picture, new, draw, better):
     differs = change(*await asyncio.gather(plotted(code, draw), plotted(new, draw)))
     return result, differs or await _objection(better, picture, result)
 
-# %% ../nbs/20_repair.ipynb #0f117ca0
+# %% ../nbs/20_repair.ipynb #8cf5ecf0
 async def improve(
     code: str,
     picture: Picture,       # what the code draws

@@ -232,7 +232,7 @@ P = 'x = [1, 2]\n\nfor v in x:\n    plt.axvline(v)'
     (f'Sure! Here it is:\n{P}\nHope it helps!', P), (f'Sure\n{P}\nDone', P),
     (f'<think>maybe\n{block("plt.no()")}\n</think>\n{block(P)}', P), (f'thinking aloud {block("plt.no()")}</think>{block(P)}', P),
     (f'{block("plt.old()")}\nbetter:\n{block(P)}', P), (f'{block(P)}\nI changed:\n{block("plt.axvline(y)")}', P),
-    (f'{block(P)}\nIt prints\n```\n3 items\n```', P), (f'```bash\npip install seaborn\n```\n{block(P)}\n```\nsales\n```', P),
+    (f'{block(P)}\nIt prints\n```\n3 items\n```', P), (f'{block(P)}\nIt prints\n```\n[1, 2]\n```', P), (f'```bash\npip install seaborn\n```\n{block(P)}\n```\nsales\n```', P),
     ("<imgen>{'source': 'code', 'description': 'A', 'params': {'code': 'plt.plot([1])'}}</imgen>", 'plt.plot([1])'),
     ("```\n<imgen>{'source': 'code', 'description': 'A', 'params': {'code': 'plt.plot([1])'}}</imgen>\n```", 'plt.plot([1])'),
     ('', ''), ('Sorry.', ''), ('<think>```python\nplt.a()\n```', ''), ('```\nhello there\n```', ''), ('Use f(x) = x, then plot.', ''),
@@ -255,8 +255,8 @@ def test_reading_never_raises_and_invents_nothing(reply):
 
 
 def test_deep_and_long_replies_end():
-    deep = 'plt.plot(' + '+'.join(['1']*6000) + ')'
-    assert isinstance(skeleton(deep), str) and skeleton('('*5000) and not syntax('plt.a(' + '('*5000)
+    deep = ['plt.plot(' + '+'.join(['1']*n) + ')' for n in (100, 300, 600, 900, 2000, 6000)]
+    assert all(isinstance(skeleton(code), str) for code in deep) and skeleton('('*5000) and not syntax('plt.a(' + '('*5000)
     assert unfenced('word and word\n'*100_000) == '' and read_code('`'*50_000) == '' and read_code('```\n'*20_000) == ''
 
 
@@ -277,6 +277,7 @@ LINES = 'plt.plot([2020, 2021, 2022], [1, 4, 2], label="wins")\nplt.plot([2020, 
     ('plt.pie([3, 1], labels=["a", "b"])', 'plt.pie([3, 1], labels=["a", "b"], autopct="%d%%", startangle=90); plt.legend()'),
     ('plt.scatter([1, 2], [3, 4], c=[5, 6])', 'plt.scatter([1, 2], [3, 4], c=[5, 6], s=90); plt.colorbar()'),
     ('plt.plot(pd.date_range("2024-01-01", periods=3), [1, 2, 3])', 'plt.plot(pd.date_range("2024-01-01", periods=3), [1, 2, 3]); plt.gcf().autofmt_xdate()'),
+    *[(D.format('%d %b'), D.format('%d %B')) for D in ['import matplotlib.dates as md\nplt.plot(pd.date_range("2024-01-01", periods=3), [1, 2, 3])\nplt.gca().xaxis.set_major_formatter(md.DateFormatter("{}"))']],
     ('sns.heatmap([[1, 2], [3, 4]])', 'sns.heatmap([[1, 2], [3, 4]], annot=True, cmap="mako")'),
     ('max = list = 3\nplt.plot([1, 2])', 'plt.plot([1, 2])\nplt.title("t")'),
 ])
@@ -291,6 +292,8 @@ async def test_a_clearer_chart_is_no_change(draw, old, new):
     (SALES, SALES + '\nplt.axhline(4)', 'numbers instead'), (LINES, LINES.replace('2021', '2019'), 'places'),
     (LINES, LINES.replace('wins', 'x').replace('draws', 'wins').replace('"x"', '"draws"'), 'labels'),
     (LINES, LINES.replace('4, 2]', '2, 4]'), 'places'),
+    ('plt.bar(["18-29", "30-44"], [1, 2])', 'plt.bar(["30-44", "18-29"], [1, 2])', 'names'),
+    ('plt.pcolormesh([0, 1, 2], [0, 1], [[3, 4]])', 'plt.pcolormesh([0, 1, 3], [0, 1], [[3, 4]])', 'places'),
     ('plt.pie([3, 1])', 'plt.pie([3, 2])', 'values'), ('plt.imshow(np.eye(3))', 'plt.imshow(1 - np.eye(3))', 'values'),
     ('plt.scatter([1, 2], [3, 4], c=[5, 6])', 'plt.scatter([1, 2], [3, 4], c=[6, 5])', 'values'),
     ('plt.scatter([1, 2], [3, 4])', 'plt.scatter([1, 2.5], [3, 4])', 'values'),
