@@ -132,7 +132,7 @@ async def scale(
     chat: Chat,
     toolkit: Toolkit,
     judges: Judges,
-    plan: Plan = Plan(),
+    plan: Plan | None = None,           # None: the default one
     budget: Budget | None = None,
     inputs: Iterable[Picture] = (),     # pictures that came with the question
     prompt: str = 'full',               # system prompt
@@ -140,6 +140,7 @@ async def scale(
     tell=lambda entry: None,            # called with each entry of the ledger
 ) -> Scaled:
     "The best answer that the plan and the budget allow, with everything that was tried. Raises nothing but cancellation."
+    plan = plan or Plan()
     means = Means(question, chat, toolkit, judges, Ledger(budget, tell), tuple(inputs), prompt, pair_judge, plan.seed)
     sampling, kept, ended = Sampling(means, plan), {}, ''
     try:

@@ -259,7 +259,7 @@ async def clearer(means: Means, candidate: Candidate) -> Candidate:
     async def draw(code): return (await tools.timed_call('code', dict(code=code, seed=means.seed)))[0]
     for at, tag in enumerate(document.tags):
         if tag.source != 'code' or not isinstance(tag.result, Picture): continue
-        async def better(old, new, at=at): return await _preferred(judge, means.row, with_results(document, {at: new}), document)
+        async def better(old, new, at=at, now=document): return await _preferred(judge, means.row, with_results(now, {at: new}), now)
         new = await improve(tag.params['code'], tag.result, means.question, _around(document, tag), ask, draw, better, means.seed, look)
         told.append(f'chart {at + 1}: {new.tried.outcome}')
         if new.improved: document = _with(document, at, dict(code=new.code), new.picture)
