@@ -68,18 +68,19 @@ def waves(n: int, size: int) -> list[list[int]]:
 # %% ../nbs/20_scaling.ipynb #367d5bb0
 class Sampling:
     "Candidates on their way; `found` has each as far as it has come, whenever somebody looks."
-    def __init__(self, means: Means, plan: Plan): self.means, self.plan, self.found, self.ended = means, plan, {}, ''
+    def __init__(self, means: Means, plan: Plan):
+        self.means, self.plan, self.found, self.running, self.ended = means, plan, {}, [], ''
 
     async def follow(self, candidate: Candidate):
         "Tools and judges of one candidate."
         self.found[candidate.number] = candidate = await check(self.means, candidate)
         self.found[candidate.number] = await grade(self.means, candidate)
 
-    async def wave(self, numbers: list[int]) -> list[asyncio.Task]:
+    async def wave(self, numbers: list[int]):
         "Write a wave; what follows goes on by itself."
         heat = self.plan.temperature if self.plan.n > 1 else 0.
         for c in await write(self.means, numbers, heat, self.plan.max_tokens): self.found[c.number] = c
-        return [asyncio.create_task(self.follow(self.found[k])) for k in numbers]
+        self.running += [asyncio.create_task(self.follow(self.found[k])) for k in numbers]
 
     def enough(self) -> str:
         "Why no more answers should be written; empty: go on."
@@ -93,23 +94,20 @@ class Sampling:
 # %% ../nbs/20_scaling.ipynb #6dd985c7
 async def sample(sampling: Sampling):
     "Waves until there are enough. One after the other is written; tools and judges run beside."
-    plan, running = sampling.plan, []
-    chat = getattr(sampling.means.chat, 'chat', sampling.means.chat)
+    plan, chat = sampling.plan, getattr(sampling.means.chat, 'chat', sampling.means.chat)
+    beside = 1 if plan.stopper or isinstance(chat, LocalChat) else getattr(chat, 'workers', 8)   # requests that a server takes at once
+    limit = asyncio.Semaphore(beside)
+    async def one(numbers):
+        async with limit:
+            sampling.ended = sampling.ended or sampling.enough()
+            if sampling.ended: return
+            await sampling.wave(numbers)
+            if plan.stopper: await asyncio.gather(*sampling.running)
     try:
-        if not plan.stopper and not isinstance(chat, LocalChat):    # a server minds its own limits
-            begun = await asyncio.gather(*(_unless_over(sampling, w) for w in waves(plan.n, wave_of(chat, plan))))
-            running = [task for tasks in begun for task in tasks]
-        else:
-            for numbers in waves(plan.n, wave_of(sampling.means.chat, plan)):
-                sampling.ended = sampling.enough()
-                if sampling.ended: break
-                running += await sampling.wave(numbers)
-                if plan.stopper: await asyncio.gather(*running)
-        await asyncio.gather(*running)
+        await asyncio.gather(*(one(numbers) for numbers in waves(plan.n, wave_of(chat, plan))))
+        await asyncio.gather(*sampling.running)
     finally:
-        for task in running: task.cancel()
-
-async def _unless_over(sampling, numbers): return [] if sampling.enough() else await sampling.wave(numbers)
+        for task in sampling.running: task.cancel()
 
 # %% ../nbs/20_scaling.ipynb #d20cb302
 async def work_on(means: Means, candidate: Candidate, plan: Plan) -> Candidate:
@@ -126,6 +124,10 @@ async def _stages(means, plan, sampling, kept):
     for c in await select(means, list(sampling.found.values()), plan.keep, plan.pairs): kept[c.number] = c
     async def one(c): kept[c.number] = await work_on(means, c, plan)
     await asyncio.gather(*(one(c) for c in list(kept.values())))
+    if not plan.pairs or len(kept) < 2: return
+    ranked = await select(means, list(kept.values()), plan.keep, True)      # they are others than before
+    kept.clear()
+    kept.update({c.number: c for c in ranked})
 
 async def scale(
     question: str,
@@ -152,7 +154,8 @@ async def scale(
 def _outcome(means, plan, sampling, kept, ended) -> Scaled:
     "All candidates with their fates."
     found = sampling.found | kept
-    best = next(iter(best_first(list(kept.values()) or list(found.values()))), None)
+    known = list(kept.values()) or list(found.values())
+    best = next(iter(known if plan.pairs and kept else best_first(known)), None)    # pairs have ranked those that are kept
     def fate(c):
         if c.document is None: return c.fate
         if best and c.number == best.number: return 'best'

@@ -19,6 +19,7 @@ from .document import Call, Document, Tag, parse
 from .judges import Judges
 from .ledger import Entry, Ledger
 from .picture import Failure, Picture
+from .remembered import Known
 from .repair import MENDABLE, improve, repair
 from .reward import Reward
 from .rewrite import marked, with_params, with_results, with_text
@@ -127,7 +128,7 @@ class Means:
         with self.ledger.entry(stage, 'write', number) as entry:
             answer = (await self.chat.write([messages], seed=seed, **how))[0][0]
             if isinstance(answer, Failure): entry.update(failed=answer.message)
-            else: entry.update(tokens_in=answer.tokens_in, tokens_out=answer.tokens_out, usd=answer.cost)
+            else: entry.update(tokens_in=answer.tokens_in, tokens_out=answer.tokens_out, usd=answer.cost, known=isinstance(answer, Known))
         return answer
 
 # %% ../nbs/20_stages.ipynb #96ce374e
@@ -140,14 +141,14 @@ async def write(
     "So many answers. One that could not be written has no document, and the reason as its fate."
     look = bool(means.inputs) and await asyncio.to_thread(sees, means.chat)
     talk, seed = conversation(means.question, list(means.inputs), means.prompt, look), derive_seed(means.seed, 'wave', numbers[0])
-    started, before = means.ledger.now(), getattr(means.chat, 'known', 0)
+    started = means.ledger.now()
     answers = (await means.chat.write([talk], n=len(numbers), seed=seed, temperature=temperature, max_tokens=max_tokens))[0]
     found = []
     for k, a in zip(numbers, answers, strict=True):
         wrote = isinstance(a, Completion)
         took = dict(tokens_in=a.tokens_in, tokens_out=a.tokens_out, usd=a.cost) if wrote else dict(failed=a.message)
         means.ledger.note(Entry(stage='sample', what='write', candidate=k, started=started, finished=means.ledger.now(),
-                                known=getattr(means.chat, 'known', 0) > before, **took))
+                                known=isinstance(a, Known), **took))
         if not wrote: found.append(Candidate(number=k, fate=f'not written: {a.message}')); continue
         document = parse(spoken(a.text), len(means.inputs)).with_inputs(list(means.inputs))
         found.append(Candidate(number=k, seed=a.seed, document=document))

@@ -543,3 +543,57 @@ async def test_the_real_judges_prefer_the_chart_that_was_asked_for(toolkit):
     done = await scale(question, Replies(*texts), toolkit, Judges.from_profile(load_profile('cpu')), Plan(n=4, keep=1, repairs=0))
     assert done.best == 2, [c.value for c in done.candidates]
     assert await select(Means(question, None, toolkit, graders()), list(done.candidates), 2)
+
+
+# What a second look found
+
+async def test_what_is_compared_side_by_side_is_chosen_side_by_side(toolkit):
+    "The judge of pairs likes what the grades don't; the answer is its choice."
+    of = lambda d: {'a': 5., 'b': 4.}[d.answer.split('Rain, ')[1][0]]
+    class LikesB:
+        async def __call__(self, first, second, row): return Preference(winner='first' if 'Rain, b' in first.answer else 'second')
+    texts = [chart(text=f'Rain, {w}.') for w in 'ab']
+    for pairs, best in ((False, 0), (True, 1)):
+        done = await scale('How much?', Replies(*texts), toolkit, graders(of), Plan(n=2, keep=2, repairs=0, pairs=pairs), pair_judge=LikesB())
+        assert done.best == best
+
+
+async def test_money_of_now_and_of_then_are_told_apart_side_by_side(toolkit, tmp_path):
+    "Two answers come from the store and two from a server, all at once; a known polish costs nothing either."
+    class Priced(Chat):
+        key, workers = 'priced', 4
+        async def _write(self, conversations, n, seed, **how):
+            await asyncio.sleep(.05)
+            return [[Completion(text=chart(), seed=seed, tokens_in=10, cost=1.) for _ in range(n)]]
+    store = Store(tmp_path)
+    plan = lambda n: Plan(n=n, keep=1, repairs=0, temperature=.5, polish=True)
+    await scale('How much?', RememberedChat(Priced(), store), toolkit, graders(), plan(2))
+    done = await scale('How much?', RememberedChat(Priced(), store), toolkit, graders(), plan(4))
+    wrote = {(e.stage, e.candidate): e.known for e in done.entries if e.what == 'write'}
+    assert [wrote['sample', k] for k in range(4)] == [True, True, False, False] and wrote['polish', done.best]
+    assert spent([e for e in done.entries if e.what == 'write']).usd == 2
+
+
+async def test_a_server_is_not_asked_beyond_the_budget(toolkit):
+    chat = Replies(*[chart()]*8)
+    chat.workers = 2
+    done = await scale('How much?', chat, toolkit, graders(), Plan(n=8, keep=1, repairs=0), Budget(tokens=300))
+    assert len(done.candidates) <= 4 and 'budget is used up' in done.ended and done.document
+
+
+async def test_nothing_goes_on_after_the_time_is_up():
+    class Slow:
+        key, running = 'slow', 0
+        def ready(self): return None
+        async def __call__(self, code, seed=0):
+            self.running += 1
+            try: await asyncio.sleep(20)
+            finally: self.running -= 1
+    class Late(Replies):
+        async def _write(self, *args, **how):
+            if self.seen: await asyncio.sleep(20)
+            return await super()._write(*args, **how)
+    tool = Slow()
+    await scale('How much?', Late(*[chart()]*3), Toolkit(dict(code=tool)), graders(), Plan(n=3, repairs=0), Budget(seconds=.6))
+    await asyncio.sleep(.2)
+    assert tool.running == 0
