@@ -575,8 +575,12 @@ async def test_money_of_now_and_of_then_are_told_apart_side_by_side(toolkit, tmp
 
 
 async def test_a_server_is_not_asked_beyond_the_budget(toolkit):
-    chat = Replies(*[chart()]*8)
-    chat.workers = 2
+    class Server(Replies):
+        workers = 2
+        async def _write(self, *args, **how):
+            await asyncio.sleep(.05)
+            return await super()._write(*args, **how)
+    chat = Server(*[chart()]*8)
     done = await scale('How much?', chat, toolkit, graders(), Plan(n=8, keep=1, repairs=0), Budget(tokens=300))
     assert len(done.candidates) <= 4 and 'budget is used up' in done.ended and done.document
 
