@@ -168,20 +168,21 @@ class Recipe(BaseModel):
         if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
         return self
 
-    @property
-    def parts(self) -> dict[str, float]:
-        "Parts of the reward that are learned from, and their weights."
-        return {name: weight for name, weight in PARTS.items() if name != self.without}
+# %% ../nbs/14_grpo.ipynb #3b220d4f
+@patch(as_prop=True)
+def parts(self: Recipe) -> dict[str, float]:
+    "Parts of the reward that are learned from, and their weights."
+    return {name: weight for name, weight in PARTS.items() if name != self.without}
 
-    @property
-    def batch(self) -> int:
-        "Answers a step."
-        return self.prompts*self.answers
+@patch(as_prop=True)
+def batch(self: Recipe) -> int:
+    "Answers a step."
+    return self.prompts*self.answers
 
-    @property
-    def at_once(self) -> int:
-        "Answers whose gradient is computed at once: the largest number up to `micro` that divides a step's."
-        return max(n for n in range(1, self.micro + 1) if self.batch % n == 0)
+@patch(as_prop=True)
+def at_once(self: Recipe) -> int:
+    "Answers whose gradient is computed at once: the largest number up to `micro` that divides a step's."
+    return max(n for n in range(1, self.micro + 1) if self.batch % n == 0)
 
 # %% ../nbs/14_grpo.ipynb #36ebb53e
 GSPO_CLIP = (3e-4, 4e-4)    # paper, section 5: for ratios of whole answers

@@ -58,6 +58,7 @@ class Spent(BaseModel):
     @property
     def tokens(self) -> int: return self.tokens_in + self.tokens_out
 
+# %% ../nbs/20_ledger.ipynb #eee55b7a
 def spent(entries: Iterable[Entry]) -> Spent:
     "Tokens and calls count from a cache, too: the same plan always costs the same. Money and seconds are those of now."
     entries = list(entries)

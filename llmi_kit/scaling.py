@@ -61,6 +61,7 @@ def wave_of(chat: Chat, plan: Plan) -> int:
     if isinstance(chat, LocalChat): return max(1, min(chat.batch, -(-plan.n//2)))    # two at least: one's tools run beside the next
     return 1
 
+# %% ../nbs/20_scaling.ipynb #9b8dccf5
 def waves(n: int, size: int) -> list[list[int]]:
     "Numbers of the candidates of each wave."
     return [list(range(at, min(at + size, n))) for at in range(0, n, size)]
@@ -129,6 +130,7 @@ async def _stages(means, plan, sampling, kept):
     kept.clear()
     kept.update({c.number: c for c in ranked})
 
+# %% ../nbs/20_scaling.ipynb #dde0fc2c
 async def scale(
     question: str,
     chat: Chat,

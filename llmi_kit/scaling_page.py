@@ -27,6 +27,7 @@ def _kind(c: Candidate) -> str:
     if c.fate in ('best', 'kept'): return c.fate
     return 'broken' if c.document is None or c.faults else 'other'
 
+# %% ../nbs/20_scaling_page.ipynb #1a231da5
 def _stages(c: Candidate) -> list[dict]:
     "What the later stages did, one line each."
     back = lambda said: 'taken back' in said or 'left as it is' in said
@@ -48,6 +49,7 @@ def _shown(table: pd.DataFrame) -> dict:
     lines = table.astype(object).itertuples(index=False)
     return dict(columns=list(table), rows=[[str(i), *map(say, line)] for i, line in zip(table.index, lines, strict=True)])
 
+# %% ../nbs/20_scaling_page.ipynb #b77ba745
 def _drawn(entries: list[Entry]) -> str:
     "The timeline as a data address."
     fig, file = timeline(entries), io.BytesIO()
@@ -69,6 +71,7 @@ def page(scaled: Scaled) -> str:
                 style_hash='sha256-' + b64encode(sha256(css.encode()).digest()).decode())
     return sound(Environment(loader=FileSystemLoader(asset('')), autoescape=True).get_template('scaling.html').render(p=told))
 
+# %% ../nbs/20_scaling_page.ipynb #0105052c
 def write_page(
     scaled: Scaled,
     folder: str | Path,     # gets index.html

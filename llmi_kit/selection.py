@@ -55,6 +55,7 @@ class Judged(NamedTuple):
     document: Document
     reward: Reward
 
+# %% ../nbs/20_selection.ipynb #ef4855df
 async def by_grade(
     document: Document,     # resolved
     row: Row,               # of `asked_row`
@@ -89,6 +90,7 @@ class Preference(BaseModel):
     usd: float = 0.
     known: bool = False     # from the store
 
+# %% ../nbs/20_selection.ipynb #2799bfa2
 class PairJudge(Protocol):
     "Reads two answers to a question, in the order in which it gets them."
     async def __call__(self, first: Document, second: Document, row: Row) -> Preference: ...
@@ -106,6 +108,7 @@ def _form(code):
     return (f'\n[{code}: compare them now]\nFirst say in one sentence what decides it. '
             f'Then write a last line: {code} Winner: A, or {code} Winner: B, or {code} Winner: tie')
 
+# %% ../nbs/20_selection.ipynb #521688e5
 def read_winner(reply: str, code: str) -> Winner | None:
     "What the last line with the code says; None if none does, or if lines differ."
     said = {m.lower() for m in re.findall(rf'{re.escape(code)}\W{{0,6}}winner\W{{1,6}}(a|b|tie)\b', spoken(reply), re.I)}
@@ -190,6 +193,7 @@ class Ranking(NamedTuple):
     points: list[float | None]
     games: dict[tuple[int, int], float | None]
 
+# %% ../nbs/20_selection.ipynb #d3f03364
 async def by_pairs(
     documents: list[Document],
     row: Row,

@@ -30,7 +30,7 @@ def lesson(row: Row) -> Lesson:
 def short_start(
     rows: list[Row],            # of the embedded set
     out: str | Path,            # folder for the adapter; one that is there is kept
-    steps: int = 24,
+    steps: int = 40,
     seed: int = 0,              # of the LoRA weights and of the order
     backbone: str = 'embedded',
     tell=lambda step, loss: None,   # called after each step

@@ -36,6 +36,7 @@ class Step(BaseModel):
     said: str
     value: float | None = None      # the grade after it
 
+# %% ../nbs/20_stages.ipynb #abdd6fb2
 class Candidate(BaseModel):
     "An answer on its way."
     model_config = ConfigDict(frozen=True)
@@ -64,6 +65,7 @@ class Candidate(BaseModel):
 # %% ../nbs/20_stages.ipynb #c6e7b49b
 def refused(over: str) -> Failure: return Failure(kind='refused', message=f'the budget is used up ({over}): allow more')
 
+# %% ../nbs/20_stages.ipynb #9123e7ec
 class BookedTools:
     "A toolkit whose calls are written down. Refuses once the budget is used up."
     def __init__(self, toolkit: Toolkit, ledger: Ledger, stage: str, candidate: int):
@@ -185,6 +187,7 @@ def best_first(candidates: list[Candidate]) -> list[Candidate]:
     written = sorted((c for c in candidates if c.document is not None), key=lambda c: len(c.faults))
     return [written[i] for i in order_of([c.value for c in written])]
 
+# %% ../nbs/20_stages.ipynb #7d0cd02d
 async def select(
     means: Means,
     candidates: list[Candidate],
@@ -245,6 +248,7 @@ async def mend(
     if document == candidate.document: return candidate.after('mend', ', '.join(told)) if told else candidate
     return await unless_worse(means, candidate, document, 'mend', ', '.join(told))
 
+# %% ../nbs/20_stages.ipynb #c1dd6f8f
 def _with(document, at, params, picture):
     "The document with another request and its picture in one place."
     if params != document.tags[at].params: document = with_params(document, at, params)
@@ -267,11 +271,13 @@ async def clearer(means: Means, candidate: Candidate) -> Candidate:
     if document == candidate.document: return candidate.after('improve', ', '.join(told)) if told else candidate
     return await unless_worse(means, candidate, document, 'improve', ', '.join(told))
 
+# %% ../nbs/20_stages.ipynb #6afba93e
 async def _preferred(judge, row, new, old) -> bool | None:
     "Does the judge grade the new document higher? None if it failed."
     a, b = await asyncio.gather(judge(new, row), judge(old, row))
     return mean(a.grades.values()) > mean(b.grades.values()) if a.grades and b.grades else None
 
+# %% ../nbs/20_stages.ipynb #423e4eca
 def _around(document, tag, reach=600):
     "The text before and after a tag."
     return document.answer[max(0, tag.start - reach):tag.start] + '[the chart]' + document.answer[tag.end:tag.end + reach]
@@ -314,6 +320,7 @@ class _Chosen(NamedTuple):
     params: dict | None = None
     picture: Picture | None = None
 
+# %% ../nbs/20_stages.ipynb #b1f6ce90
 async def _best_picture(means, candidate, at, n):
     "Another picture for one place that the pictures' judge likes better, if there is one."
     document, judge = candidate.document, means.judges_of('choose', candidate.number).pictures
