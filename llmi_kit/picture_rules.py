@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['gray', 'sharpness', 'look', 'blank', 'tiny', 'blurred', 'strip', 'copies', 'shown_before', 'relevance',
-           'beside_the_task', 'numbers', 'other_numbers', 'beside_the_text']
+           'beside_the_task', 'numbers', 'other_numbers', 'other_kind', 'plotted', 'nobodys_numbers', 'made_up_chart',
+           'unfounded_chart', 'beside_the_text']
 
-# %% ../nbs/10_picture_rules.ipynb #6e1b8278
-import re
+# %% ../nbs/10_picture_rules.ipynb #5e749148
+import ast, re
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from .answer_rules import OTHER, SAME, Reading, constants, ramp, rule, shown_wor
 from .document import Tag
 from .picture import Picture
 
-# %% ../nbs/10_picture_rules.ipynb #b231a5d5
+# %% ../nbs/10_picture_rules.ipynb #5efbac13
 def gray(picture: Picture, side: int = 256) -> np.ndarray:
     "Brightness, 0 to 255, of the picture on white, its longer side shrunk to 256 px."
     image = picture.pil().convert('RGBA')
@@ -23,14 +24,14 @@ def gray(picture: Picture, side: int = 256) -> np.ndarray:
     image.thumbnail((side, side))
     return np.asarray(image, float)
 
-# %% ../nbs/10_picture_rules.ipynb #b3b924b5
+# %% ../nbs/10_picture_rules.ipynb #b5099201
 def sharpness(pixels: np.ndarray) -> float:
     "Standard deviation of the Laplacian."
     p = pixels
     if min(p.shape) < 3: return 0.
     return float((p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] - 4*p[1:-1, 1:-1]).std())
 
-# %% ../nbs/10_picture_rules.ipynb #5c1f70f3
+# %% ../nbs/10_picture_rules.ipynb #9da402c8
 @lru_cache(4096)
 def _looked(picture_hash): return {}    # measurements of the last pictures
 
@@ -43,31 +44,31 @@ def look(picture: Picture) -> dict:
         found |= dict(spread=float(pixels.std()), sharpness=sharpness(pixels), print=small[:, 1:] > small[:, :-1], small=small)
     return found
 
-# %% ../nbs/10_picture_rules.ipynb #dc7d3a4f
+# %% ../nbs/10_picture_rules.ipynb #62252d7c
 @rule('quality', 4, 'a picture is blank')
 def blank(r: Reading, tag: Tag) -> float:
     "4 where brightness hardly varies (standard deviation under 3 of 255)."
     return 4.*(look(tag.result)['spread'] < 3)
 
-# %% ../nbs/10_picture_rules.ipynb #f920e4de
+# %% ../nbs/10_picture_rules.ipynb #661e5c21
 @rule('quality', 3, 'a picture is tiny')
 def tiny(r: Reading, tag: Tag) -> float:
     "Up to 3 for a shorter side from 100 down to 32 px."
     return 3*ramp(min(tag.result.width, tag.result.height), 32, 100)
 
-# %% ../nbs/10_picture_rules.ipynb #d6858ee9
+# %% ../nbs/10_picture_rules.ipynb #0f6ad3e1
 @rule('quality', 2, 'a picture is blurred')
 def blurred(r: Reading, tag: Tag) -> float:
     "Up to 2 for a sharpness (at 256 px) from 3 down to 1."
     return 2*ramp(look(tag.result)['sharpness'], 1, 3)
 
-# %% ../nbs/10_picture_rules.ipynb #6916f642
+# %% ../nbs/10_picture_rules.ipynb #c54052c5
 @rule('quality', 1, 'a picture is a strip')
 def strip(r: Reading, tag: Tag) -> float:
     "Up to 1 where one side is 3 to 6 times the other."
     return ramp(-max(tag.result.width, tag.result.height)/max(1, min(tag.result.width, tag.result.height)), -6, -3)
 
-# %% ../nbs/10_picture_rules.ipynb #91398c39
+# %% ../nbs/10_picture_rules.ipynb #8d29529e
 def copies(a: Picture, b: Picture) -> bool:
     "Do two pictures look the same? Their shrunk brightness differs by less than 2 of 255."
     return a.sha256 == b.sha256 or float(np.abs(look(a)['small'] - look(b)['small']).mean()) < 2
@@ -79,7 +80,7 @@ def shown_before(r: Reading, tag: Tag) -> float:
     same = (lambda a, b: a.sha256 == b.sha256 or a.pil().tobytes() == b.pil().tobytes()) if tag.source == 'edit' else copies
     return 4.*any(same(tag.result, p) for p in earlier)
 
-# %% ../nbs/10_picture_rules.ipynb #5362b42f
+# %% ../nbs/10_picture_rules.ipynb #6eee7e15
 def relevance(r: Reading, tag: Tag, text: str) -> float:
     "1 for a picture about something else, to 0: half by its description, half by what really went into it."
     said, shown = tag.description, shown_words(tag, r.pool)
@@ -91,7 +92,7 @@ def beside_the_task(r: Reading, tag: Tag) -> float:
     "Up to 3, by the cosine of the question with the picture's description and with what went into it."
     return 3*relevance(r, tag, r.question)
 
-# %% ../nbs/10_picture_rules.ipynb #ad3df62b
+# %% ../nbs/10_picture_rules.ipynb #41eb6b55
 def numbers(text: str) -> set[float]:
     "Numbers in a text, with a point or thousands' commas."
     found = re.findall(r'(?<![\w.])-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\w)|(?<![\w.])-?\d+(?:\.\d+)?(?![\w])', text)
@@ -107,7 +108,34 @@ def other_numbers(r: Reading, tag: Tag) -> float:
     have = written | {abs(float(n)) for c in codes for n in constants(c, (int, float))}
     return 3*ramp(len(asked & have)/len(asked), 0, .9)
 
-# %% ../nbs/10_picture_rules.ipynb #c5820a73
+# %% ../nbs/10_picture_rules.ipynb #98d5d1af
+@rule('task', 3, 'a picture is of another kind than the question needs')
+def other_kind(r: Reading, tag: Tag) -> float:
+    "3 for a chart, a photograph, a drawing or a changed picture where the row's tools make others."
+    return 3.*(bool(r.info.tools) and tag.source not in r.info.tools)
+
+# %% ../nbs/10_picture_rules.ipynb #5fda8d2e
+def plotted(code: str) -> set[float]:
+    "Numbers in the lists of a chart's code, without their signs."
+    try: tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError): return set()
+    inside = [n for l in ast.walk(tree) if isinstance(l, ast.List | ast.Tuple) for n in ast.walk(l) if isinstance(n, ast.Constant)]
+    return {abs(float(n.value)) for n in inside if isinstance(n.value, int | float) and not isinstance(n.value, bool)}
+
+# %% ../nbs/10_picture_rules.ipynb #ec613d27
+def nobodys_numbers(r: Reading, tag: Tag) -> float:
+    "Share of a chart's numbers that neither the question nor the answer's words give, from a half (0) to all (1). What code computes is not looked at."
+    have = plotted(tag.params.get('code', '')) if tag.source == 'code' else set()
+    if not have: return 0.
+    return ramp(-len(have - numbers(r.question) - numbers(r.prose))/len(have), -1, -.5)
+
+@rule('task', 4, 'a chart plots numbers that nobody gave')
+def made_up_chart(r: Reading, tag: Tag) -> float: return 4*nobodys_numbers(r, tag)
+
+@rule('text_image', 4, 'a chart plots numbers that nobody gave')
+def unfounded_chart(r: Reading, tag: Tag) -> float: return 4*nobodys_numbers(r, tag)
+
+# %% ../nbs/10_picture_rules.ipynb #04ef291e
 @rule('text_image', 3, 'a picture does not fit the words around it')
 def beside_the_text(r: Reading, tag: Tag) -> float:
     "Up to 3, by the cosine of the words before and after it with its description and with what went into it."
