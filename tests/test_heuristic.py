@@ -127,11 +127,37 @@ def test_what_a_picture_is_said_to_be_counts_half():
 
 
 CHART = row_of('How did the weight of Chelsea change? Jan 2 kg, Feb 3 kg, Mar 5 kg, Apr 1,250 kg.', 1, ['code'])
-@pytest.mark.parametrize('code, grade', [("plt.bar(['Jan', 'Feb', 'Mar', 'Apr'], [2, 3, 5, 1250])\nplt.title('Weight of Chelsea')", 5), ("plt.bar(['a', 'b'], [9, 8])\nplt.title('Weight of Chelsea')", 2),
-                                         ("# 2 3 5 1250\nplt.bar(['a', 'b'], [9, 8])\nplt.title('Weight of Chelsea')", 2), ("plt.bar(['Jan', 'Feb'], [2, 3])\nplt.title('Weight of Chelsea')", 3.67)])
+@pytest.mark.parametrize('code, grade', [("plt.bar(['Jan', 'Feb', 'Mar', 'Apr'], [2, 3, 5, 1250])\nplt.title('Weight of Chelsea')", 5), ("plt.bar(['a', 'b'], [9, 8])\nplt.title('Weight of Chelsea')", 1),
+                                         ("# 2 3 5 1250\nplt.bar(['a', 'b'], [9, 8])\nplt.title('Weight of Chelsea')", 1), ("plt.bar(['Jan', 'Feb'], [2, 3])\nplt.title('Weight of Chelsea')", 3.67)])
 def test_charts_plot_the_numbers_of_the_question(code, grade):
     answer = f'# Weight of Chelsea\n\n{WORDS} The weight of Chelsea changed.\n\n{tag("code", "Weight of Chelsea", code=code)}'
     assert pictures(answer, CHART, paint(NOISE, tool='code', title='')).grades['task'] == pytest.approx(grade, abs=.1)
+
+
+PIE = "x = ['Paris', 'Rome', 'Oslo']\ny = {}\nplt.pie(y)\nplt.title('Chelsea the cat')"
+@pytest.mark.parametrize('row, numbers, words, grades', [
+    (ROW, [1, 2, 3], '', dict(task=1, text_image=1)),                                                                   # found by a policy in training
+    (row_of('What does Chelsea the cat look like?', 1), [1, 2, 3], '', dict(task=1, text_image=1)),                     # the row doesn't say which tools are needed
+    (row_of('What does Chelsea the cat look like?', 1), [1, 2, 3], ' She ate 1, 2 and 3 kg.', dict(task=5, text_image=5)),
+    (row_of('Chelsea the cat ate 1 kg, then 2 kg. What does Chelsea the cat look like?', 1), [1, 2, 3, 4], '', dict(task=5, text_image=5)),   # half of them are given
+    (row_of('Chelsea the cat ate 1 kg. What does Chelsea the cat look like?', 1), [1, 2, 3, 4], '', dict(task=3, text_image=3)),
+    (row_of('Chelsea the cat ate 1, 2 and 3 kg. What does Chelsea the cat look like?', 1, ['search']), [1, 2, 3], '', dict(task=2, text_image=5))])
+def test_a_chart_that_nobody_asked_for(row, numbers, words, grades):
+    answer = f'# Chelsea the cat\n\n{WORDS}{words}\n\n{tag("code", "Chelsea the cat", code=PIE.format(numbers))}'
+    found = pictures(answer, row, paint(NOISE, tool='code', title='')).grades
+    assert {k: found[k] for k in grades} == pytest.approx(grades, abs=.1)
+
+
+@pytest.mark.parametrize('source, params', [('diffusion', dict(prompt='Chelsea the cat')), ('edit', dict(img_index=0, prompt='Chelsea the cat'))])
+def test_a_picture_of_another_kind(source, params):
+    given = [PHOTOS['coffee']] if source == 'edit' else []
+    answer = f'{WORDS}\n\n{tag(source, **params)}'
+    grade = lambda tools: pictures(answer, row_of('What does Chelsea the cat look like?', 1, tools, given), paint(NOISE, tool=source, title='Chelsea the cat'), inputs=given).grades['task']
+    assert grade(['search']) == pytest.approx(grade([source]) - 3, abs=.01) and grade([source]) == grade([]) > 4
+
+
+def test_grades_of_another_edition_are_not_used():
+    assert HeuristicJudge('text').key != 'heuristic:text'
 
 
 def test_a_failed_picture_is_not_judged():
