@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llmi_kit.scaling_study import Studied, Tried, read_studies
 from llmi_kit.stopping import Fixed, Prior, Recorded, Stopper, best, path, replay, tune, tuned_price
 
 SCORE = st.one_of(st.sampled_from([0., .25, .3, .5, 1.]), st.floats(0, 1))
@@ -240,8 +241,12 @@ def test_tuning_leaves_the_question_itself_out():
 
 # The replay of the benchmark
 
-def candidates(part, question, rows):
-    return [bench.Candidate(part=part, question=question, seed=i, tokens=t, seconds=t/10, score=s, reward=r) for i, (t, s, r) in enumerate(rows)]
+def studied(part, question, rows):
+    tried = [Tried(seed=i, score=s, reward=r, tokens=t, holes=0, answer='') for i, (t, s, r) in enumerate(rows)]
+    return Studied(number=question, question=str(question), part=part, tools=(), tried=tried, after={}, cost={})
+
+
+def write(file, studies, more=''): file.write_text(''.join(s.model_dump_json() + '\n' for s in studies) + more)
 
 
 HAND = [[(10, .5, .4), (20, .7, .8), (40, .7, .1), (30, None, .9)], [(5, .2, .6), (5, .9, None), (10, .4, .3), (20, .3, .7)]]
@@ -249,9 +254,8 @@ HAND = [[(10, .5, .4), (20, .7, .8), (40, .7, .1), (30, None, .9)], [(5, .2, .6)
 
 def test_numbers_by_hand(tmp_path):
     "One order as recorded: best of 2 takes 10 + 20 and 5 + 5 tokens, and gets 0.8 and 0.6 (what has no reward is not chosen)."
-    lines = [c for q, rows in enumerate(HAND) for c in candidates('heldout', q, rows)]
-    (tmp_path/'r.jsonl').write_text(''.join(c.model_dump_json() + '\n' for c in lines) + '{"part": "held')
-    questions = bench.recorded(bench.read(tmp_path/'r.jsonl'), 'heldout')
+    write(tmp_path/'r.jsonl', [studied('heldout', q, rows) for q, rows in enumerate(HAND)], '{"part": "held')
+    questions = bench.recorded(read_studies(tmp_path/'r.jsonl'), 'heldout')
     assert questions[1].scores == [.2, None, .4, .3] and questions[0].costs == [10, 20, 40, 30]
     assert [bench.once(Fixed(n=2), q, 1) for q in questions] == [(2, 30, .8), (2, 10, .6)]
     assert [bench.once(Fixed(n=4), q, 1) for q in questions] == [(4, 100, .8), (4, 40, .3)]
@@ -288,81 +292,23 @@ def test_made_up_questions_meet_the_target(capsys):
 def test_where_stopping_does_not_help_the_target_is_not_met(tmp_path, capsys):
     "Scores with a long tail: the best of 16 is often far above the second, and nothing says that it is there."
     rng, lines = np.random.default_rng(3), []
-    for part in bench.SPLITS:
-        for q in range(30): lines += candidates(part, q, [(10, s, s) for s in np.minimum(rng.exponential(.1, 16), 1)])
-    (tmp_path/'r.jsonl').write_text(''.join(c.model_dump_json() + '\n' for c in lines))
-    assert not bench.main(['replay', str(tmp_path/'r.jsonl'), '--orders', '4'])
+    for part in bench.PARTS: lines += [studied(part, q, [(10, s, s) for s in np.minimum(rng.exponential(.1, 16), 1)]) for q in range(30)]
+    write(tmp_path/'r.jsonl', lines)
+    assert not bench.main([str(tmp_path/'r.jsonl'), '--orders', '4'])
     assert 'NOT MET' in capsys.readouterr().out
 
 
 def test_saving_is_not_enough_where_the_reward_suffers(tmp_path, capsys):
     "Every calibration question is hopeless and every held-out one is not: stopping early saves much, and loses more than may be lost."
-    lines = [c for q in range(12) for c in candidates('calibration', q, [(10, .3, .3)]*16)]
-    lines += [c for q in range(12) for c in candidates('heldout', q, [(10, .3, .3)]*15 + [(10, .9, .9)])]
-    (tmp_path/'r.jsonl').write_text(''.join(c.model_dump_json() + '\n' for c in lines))
-    assert not bench.main(['replay', str(tmp_path/'r.jsonl'), '--orders', '4'])
+    lines = [studied('calibration', q, [(10, .3, .3)]*16) for q in range(12)]
+    lines += [studied('heldout', q, [(10, .3, .3)]*15 + [(10, .9, .9)]) for q in range(12)]
+    write(tmp_path/'r.jsonl', lines)
+    assert not bench.main([str(tmp_path/'r.jsonl'), '--orders', '4'])
     told = capsys.readouterr().out.splitlines()[-1]
     assert float(told.split()[1].rstrip('%')) > 40 and 'NOT MET' in told
 
 
-def test_a_judge_that_failed_gives_no_blind_score():
-    from llmi_kit.picture import Failure
-    from llmi_kit.verdict import Verdict
-    text = Verdict(judge='a', grades=dict(text=5, image=4))
-    looks = Verdict(judge='a', grades=dict(quality=2, task=3, text_image=4))
-    assert bench.blind(dict(text=text, pictures=looks)) == pytest.approx(((4.5 + 3)/2 - 1)/4, abs=1e-12)
-    assert bench.blind(dict(text=text, pictures=Verdict(judge='a', skipped='no picture'))) == pytest.approx(.875, abs=1e-12)
-    broken = Verdict(judge='a', failure=Failure(kind='timeout', message='it took too long'))
-    assert bench.blind(dict(text=text, pictures=broken)) is None
-
-
-@pytest.mark.parametrize('argv', [['record'], ['replay', 'nowhere.jsonl'], ['--wave', '0'], ['record', 'x', '--n', '0']])
+@pytest.mark.parametrize('argv', [['nowhere.jsonl'], ['--wave', '0'], ['--cost', 'hours']])
 def test_wrong_arguments_are_named(argv, capsys):
     with pytest.raises(SystemExit) as told: bench.main(argv)
     assert told.value.code == 2 and 'error:' in capsys.readouterr().err
-
-
-# Recording, with a writer and judges that take no time
-
-class Quick:
-    "Writer and scorer in one: answers from the seed, judged by their length."
-    calls = 0
-    @classmethod
-    def from_profile(cls, profile): return cls()
-    def __init__(self, *_): self.judges = self.judge
-    def __enter__(self): return self
-    def __exit__(self, *_): pass
-
-    async def write(self, questions, n, seed, temperature):
-        from llmi_kit.chat import Completion
-        from llmi_kit.writer import Illustrated
-        Quick.calls += 1
-        said = [Completion(text='word '*(k + 1), tokens_out=k + 1, seed=100*seed + k, seconds=1.) for k in range(n)]
-        return [[Illustrated(question=questions[0], completion=c) for c in said]]
-
-    async def judge(self, document, row):
-        from llmi_kit.verdict import Verdict
-        assert row.extra_info.tools == () and row.extra_info.image_num == 0, 'the score knows the question alone'
-        return dict(text=Verdict(judge='q', grades=dict(text=3, image=5)), pictures=Verdict(judge='q', skipped='none'))
-
-    async def __call__(self, text, row):
-        from llmi_kit.document import parse
-        from llmi_kit.reward import Reward
-        from llmi_kit.scorer import Scored
-        assert row.extra_info.tools or row.extra_info.image_num, 'the reward knows the row'
-        return Scored(parse(text), Reward(value=.5, count=1., text=.5, pictures=None))
-
-
-def test_a_recording_that_was_killed_goes_on(tmp_path, monkeypatch):
-    "A torn last line and a missing question are written, nothing else; a finished recording asks nobody."
-    monkeypatch.setattr('llmi_kit.writer.Writer', Quick)
-    monkeypatch.setattr('llmi_kit.scorer.Scorer', Quick)
-    file = tmp_path/'r.jsonl'
-    argv = ['record', str(file), '--calibration', '2', '--heldout', '1', '--n', '3']
-    assert bench.main(argv) and Quick.calls == 3
-    whole = file.read_text()
-    assert whole.count('\n') == 9 and [c.score for c in bench.read(file)] == [.75]*9
-    lines = whole.splitlines(keepends=True)
-    file.write_text(''.join(lines[:4]) + lines[4][:30])
-    assert bench.main(argv) and Quick.calls == 5 and file.read_text() == whole
-    assert bench.main(argv) and Quick.calls == 5 and file.read_text() == whole
