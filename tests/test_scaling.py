@@ -487,7 +487,21 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
     assert (tmp_path/'out'/'report.html').exists() and (tmp_path/'out'/'index.html').exists()
 
 
-@pytest.mark.parametrize('words, says', [(['--tokens', '0'], 'tokens'), (['--seconds', '-1'], 'seconds'), (['--input', 'nowhere.png'], 'nowhere.png')])
+def test_a_price_stops_the_command_early(tmp_path):
+    "A dear token: the second answer is not worth its price. Without a price all are written."
+    with judge_server(reply=lambda body: chart()) as server:
+        (tmp_path/'settings.ini').write_text(f'[llmi_kit]\n[cpu]\nserver = {server.base}\nbackbone = m\nadapter =\n')
+        env = os.environ | dict(LLMI_SETTINGS=str(tmp_path/'settings.ini'), LLMI_CACHE=str(tmp_path/'cache'))
+        words = [LLMI, 'scale', 'How much did it rain in May? 41 mm.', '--n', '4', '--keep', '1', '--repairs', '0', '--pictures', '1']
+        for more, written in ((['--price', '0.1'], 1), ([], 4)):
+            out = tmp_path/f'out{written}'
+            done = subprocess.run([*words, '--out', out, *more], env=env, capture_output=True, text=True, timeout=200)
+            assert done.returncode == 0, done.stderr
+            told = json.loads((out/'scaled.json').read_text())
+            assert len(told['candidates']) == written and ('one more is expected' in told['ended']) == bool(more), told['ended']
+
+
+@pytest.mark.parametrize('words, says', [(['--tokens', '0'], 'tokens'), (['--price', '-1'], 'price'), (['--seconds', '-1'], 'seconds'), (['--input', 'nowhere.png'], 'nowhere.png')])
 def test_mistakes_are_one_sentence(tmp_path, words, says):
     done = subprocess.run([LLMI, 'scale', 'Why?', '--out', tmp_path/'out', *words], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr and not (tmp_path/'out').exists()
