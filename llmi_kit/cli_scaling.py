@@ -22,7 +22,7 @@ Repairs = Annotated[int, _at_least(0, 'Rounds to mend a chart that failed.')]
 Pictures = Annotated[int, _at_least(1, 'Photographs, drawings and edits to choose from, in each place.')]
 Seconds = Annotated[float | None, typer.Option(help='Budget: seconds.', show_default=False)]
 Tokens = Annotated[int | None, typer.Option(help='Budget: tokens read and written.', show_default=False)]
-Price = Annotated[float | None, typer.Option(help='Stop early: what a token is worth, in grade. 0.0001 says that 100 tokens are worth 0.01.',
+Price = Annotated[float | None, typer.Option(help='Stop early: what a token is worth, in grade (0.0001: 100 tokens are worth 0.01).',
                                              min=0, show_default=False)]
 Money = Annotated[float | None, typer.Option('--usd', help='Budget: USD, where prices are in the profile.', show_default=False)]
 

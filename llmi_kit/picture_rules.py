@@ -124,7 +124,7 @@ def plotted(code: str) -> set[float]:
 
 # %% ../nbs/10_picture_rules.ipynb #ec613d27
 def nobodys_numbers(r: Reading, tag: Tag) -> float:
-    "Share of a chart's numbers that neither the question nor the answer's words give, from a half (0) to all (1). What code computes is not looked at."
+    "Share of a chart's numbers that neither question nor words give, from a half (0) to all (1). What code computes isn't looked at."
     have = plotted(tag.params.get('code', '')) if tag.source == 'code' else set()
     if not have: return 0.
     return ramp(-len(have - numbers(r.question) - numbers(r.prose))/len(have), -1, -.5)

@@ -55,7 +55,8 @@ class Studied(BaseModel):
 def _broken(candidate: Candidate) -> list[int]:
     "Places of charts that failed in a way that new code may mend."
     tags = candidate.document.tags if candidate.document else []
-    return [i for i, t in enumerate(tags) if t.source == 'code' and not t.error and isinstance(t.result, Failure) and t.result.kind in MENDABLE]
+    failed = lambda t: t.source == 'code' and not t.error and isinstance(t.result, Failure) and t.result.kind in MENDABLE
+    return [i for i, t in enumerate(tags) if failed(t)]
 
 # %% ../nbs/20_scaling_study.ipynb #f6a877eb
 async def study(
@@ -82,7 +83,8 @@ async def study(
         if name == 'mend': mended = broken - sum(len(_broken(c)) for c in kept)
     entries = means.ledger.entries
     cost = {name: spent(e for e in entries if e.stage == name) for name in dict.fromkeys(e.stage for e in entries)}
-    return Studied(number=number, question=means.question, tools=tuple(row.extra_info.tools), tried=tried, after=after, cost=cost, broken=broken, mended=mended)
+    tools = tuple(row.extra_info.tools)
+    return Studied(number=number, question=means.question, tools=tools, tried=tried, after=after, cost=cost, broken=broken, mended=mended)
 
 # %% ../nbs/20_scaling_study.ipynb #de45c128
 def read_studies(file: Path) -> list[Studied]:
@@ -164,7 +166,8 @@ def stage_figure(studies: list[Studied], title: str = '') -> Figure:
     axes[0].plot(found.index, found['reward'], 'o-', color='black')
     axes[0].set(ylabel='reward', title='after each stage')
     gains = found.iloc[1:]
-    axes[1].errorbar(range(len(gains)), gains['gain'], yerr=[gains['gain'] - gains['low'], gains['high'] - gains['gain']], fmt='o', capsize=3, color='black')
+    reach = [gains['gain'] - gains['low'], gains['high'] - gains['gain']]
+    axes[1].errorbar(range(len(gains)), gains['gain'], yerr=reach, fmt='o', capsize=3, color='black')
     axes[1].axhline(0, color='gray', lw=.8)
     axes[1].set(xticks=range(len(gains)), xticklabels=gains.index, title='added by each')
     axes[2].bar(['broken', 'mended'], [broken, mended], color=['0.75', '0.35'])
