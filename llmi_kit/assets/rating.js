@@ -1,0 +1,89 @@
+// Key presses and clicks become ratings; the server answers where to go next. Nothing here knows who wrote what.
+'use strict'
+const body = document.body, item = body.dataset.item, said = document.querySelector('.said'), note = document.getElementById('note')
+const rows = [...document.querySelectorAll('.row')], pressed = row => row.querySelector('[aria-pressed=true]')
+let busy = false, kept = note ? note.value : '', began = performance.now(), hidden = 0, left = 0
+let active = rows.find(row => !pressed(row)) || rows[0]
+
+document.addEventListener('visibilitychange', () => {   // a rater who is away takes no time
+  if (document.hidden) left = performance.now(); else if (left) hidden += performance.now() - left
+})
+function seconds() { return Math.round((performance.now() - began - hidden) / 100) / 10 }
+
+function mark(row) {
+  active = row
+  for (const r of rows) r.classList.toggle('active', r === row)
+}
+
+function say(words, bad) {
+  said.textContent = words
+  said.classList.toggle('bad', Boolean(bad))
+}
+
+async function send(what) {
+  busy = true
+  body.setAttribute('aria-busy', 'true')
+  try {
+    const reply = await fetch('act', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({item: item, ...what})})
+    const told = await reply.json()
+    if (!reply.ok) return say(told.problem, true)
+    return told
+  } catch {
+    say('Not saved: the server does not answer. Start `llmi rate` again; what was saved before is kept.', true)
+  } finally {
+    busy = false
+    body.removeAttribute('aria-busy')
+  }
+}
+
+async function keep() {     // the note, when it has changed
+  if (!note || note.value === kept) return true
+  const words = note.value, done = await send({do: 'note', note: words})
+  if (done) { kept = words; say('The note is saved.') }
+  return done
+}
+
+async function rate(button) {
+  const row = button.closest('.row'), inside = row.contains(document.activeElement)
+  if (!await keep()) return
+  const done = await send({do: 'rate', criterion: row.dataset.criterion, value: Number(button.dataset.value), seconds: seconds()})
+  if (!done) return
+  for (const b of row.querySelectorAll('button')) b.setAttribute('aria-pressed', String(b === button))
+  if (done.go) return location.assign(done.go)
+  began = performance.now()
+  hidden = 0
+  mark(rows.find(r => !pressed(r)) || row)
+  if (inside) active.querySelector('button').focus()
+  say(`${button.getAttribute('aria-label')}. Next: ${active.dataset.criterion}.`)
+}
+
+async function go(what) {
+  const done = await keep() && await send({do: what})
+  if (done && done.go) location.assign(done.go)
+}
+
+document.addEventListener('click', e => {
+  const button = e.target.closest('button')
+  if (!button || busy) return
+  if (button.dataset.do) go(button.dataset.do); else rate(button)
+})
+
+document.addEventListener('focusin', e => {
+  const row = e.target.closest('.row')
+  if (row) mark(row)
+})
+
+document.addEventListener('keydown', e => {
+  if (busy || e.repeat || e.ctrlKey || e.altKey || e.metaKey || e.isComposing) return
+  if (e.target === note) return e.key === 'Escape' && note.blur()
+  const key = e.key === ' ' ? 'Space' : e.key
+  if (['Space', 'Enter'].includes(key) && e.target.closest('a, button, summary, input')) return   // these have a meaning of their own there
+  const found = key === 'u' ? document.querySelector('[data-do=undo]')
+    : active && [...active.querySelectorAll('button')].find(b => (b.dataset.keys || '').split(' ').includes(key))
+  if (key === 'n' && note) { e.preventDefault(); note.focus() }
+  if (found) { e.preventDefault(); found.click() }
+})
+
+if (note) note.addEventListener('blur', () => busy || keep())
+for (const a of document.querySelectorAll('main a[rel]')) a.target = '_blank'   // a link in a report must not end the rating
+if (active) mark(active)
