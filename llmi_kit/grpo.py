@@ -160,6 +160,7 @@ class Recipe(BaseModel):
     sequence: bool = False      # GSPO: importance ratios of whole answers (arXiv 2507.18071)
     normalize_parts: bool = True    # each part of the reward on its own scale within a group, then weighted
     without: Literal['', 'count', 'text', 'pictures'] = ''      # ablation: a part of the reward that isn't learned from
+    mask_truncated: bool = False    # an answer that was cut off at max_tokens is compared, but not learned from (DAPO)
     micro: int = 16             # answers whose gradient is computed at once, at most
     seed: int = 0
 
@@ -199,7 +200,7 @@ def trl_config(
     schedule = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01), warmup_steps=recipe.warmup)
     return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.at_once,
         gradient_accumulation_steps=recipe.batch//recipe.at_once, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
-        temperature=recipe.temperature, learning_rate=recipe.lr, **schedule, weight_decay=recipe.weight_decay,
+        mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature, learning_rate=recipe.lr, **schedule, weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, report_to=report_to,
         multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize',
