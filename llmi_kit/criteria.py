@@ -4,7 +4,7 @@
 __all__ = ['LINE', 'REASONED', 'MARKUP', 'FRAME', 'BROKEN_OFF', 'MAX_TOKENS', 'laid_out', 'Criterion', 'numbers_from', 'Mark',
            'read_mark', 'form', 'ask', 'Score', 'points_of', 'Summary', 'summed']
 
-# %% ../nbs/21_verdicts.ipynb #7b3ae745
+# %% ../nbs/21_verdicts.ipynb #43d51f01
 import asyncio, math, re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from .intervals import Estimate, estimate
 from .picture import Failure, Picture
 from .writer import spoken
 
-# %% ../nbs/21_verdicts.ipynb #2a342916
+# %% ../nbs/21_verdicts.ipynb #77271348
 def laid_out(
     sections: Iterable[tuple[str, Iterable[str | Picture | None]]],     # name and contents; None: a picture that could not be made
 ) -> Evidence:
@@ -31,7 +31,7 @@ def laid_out(
         laid.append(f'\n[{code}: {name} ends]\n')
     return Evidence(code, _joined(laid))
 
-# %% ../nbs/21_verdicts.ipynb #99fb38df
+# %% ../nbs/21_verdicts.ipynb #ceb65609
 def _laid(part, names, code):
     "A part of a section; a picture that was shown before is only named."
     if isinstance(part, str): return [harmless(part)]
@@ -47,7 +47,7 @@ def _joined(parts):
         else: joined.append(part)
     return joined
 
-# %% ../nbs/21_verdicts.ipynb #1cc8067d
+# %% ../nbs/21_verdicts.ipynb #4f05fd82
 class Criterion(NamedTuple):
     "Something to be judged, and what may be said of it."
     name: str
@@ -59,9 +59,10 @@ class Criterion(NamedTuple):
         if len(self.options) > 4 and self.options[-1].isdigit(): return f'a whole number from {self.options[0]} to {self.options[-1]}'
         return ', '.join(self.options[:-1]) + f' or {self.options[-1]}'
 
+# %% ../nbs/21_verdicts.ipynb #cf6f5c87
 def numbers_from(low: int, high: int) -> tuple[str, ...]: return tuple(map(str, range(low, high + 1)))
 
-# %% ../nbs/21_verdicts.ipynb #1f1a6e23
+# %% ../nbs/21_verdicts.ipynb #7fd58a55
 class Mark(BaseModel):
     "What a judge said of one criterion; or why it said nothing that counts."
     model_config = ConfigDict(frozen=True)
@@ -76,20 +77,20 @@ class Mark(BaseModel):
         if self.said is None: return None
         return float({'yes': 1, 'no': 0}.get(self.said, self.said))
 
-# %% ../nbs/21_verdicts.ipynb #4be7bc2a
+# %% ../nbs/21_verdicts.ipynb #2f99059e
 LINE = r'%s\W{0,6}%s[ \t]*[:=][ \t]*([^\n]*)'
-REASONED = r'%s(?:\s*(?:/|out of)\s*%s)?\s*[.!]?(?:\s+[-–—(]\s*[^\d\s].*)?'     # 2, 2/2, 2 out of 2, 2 - it is all there
+REASONED = r'%s(?:\s*(?:/|out of)\s*%s)?\s*[.!]?(?:\s+[-–—(][^\d\n]*)?'    # 2, 2/2, 2 out of 2, 2 - it is all there
 MARKUP = str.maketrans('', '', '*`_#')
 
 def _option(line, criterion):
     "The option that a line names, or the line itself."
-    for option in criterion.options:
-        if re.fullmatch(REASONED % (re.escape(option), re.escape(criterion.options[-1])), line, re.I): return option
-    return line
+    of, top = criterion.options, criterion.options[-1]
+    said = (REASONED % (o, top) if top.isdigit() else re.escape(o) + '[.!]?' for o in of)
+    return next((o for o, pattern in zip(of, said, strict=True) if re.fullmatch(pattern, line, re.I)), line)
 
 def _nonsense(why): return Failure(kind='invalid', message=f'the judge gave no verdict that counts: {why}')
 
-# %% ../nbs/21_verdicts.ipynb #042d0655
+# %% ../nbs/21_verdicts.ipynb #20059c71
 def read_mark(
     reply: str,         # what the judge wrote, with its thinking
     code: str,
@@ -104,7 +105,7 @@ def read_mark(
     found = f"is '{' and '.join(said)[:60]}', and may be {criterion.said}" if said else 'stands on no line with the code'
     return Mark(name=criterion.name, failure=_nonsense(f"'{criterion.name}' {found}"))
 
-# %% ../nbs/21_verdicts.ipynb #3a1e227d
+# %% ../nbs/21_verdicts.ipynb #e5f77d2c
 FRAME = """You are a judge in a benchmark. A program was asked something and answered with words and pictures. You see what it was asked,
 what it answered, and what to judge it by.
 
@@ -119,7 +120,7 @@ def form(code: str, task: str, criteria: Iterable[Criterion]) -> str:
     return (f'\n[{code}: your task]\n{task}\nFirst say why, in one or two sentences. '
             f'Then write what follows, with {said} in place of each ?, and nothing after it:\n{lines}')
 
-# %% ../nbs/21_verdicts.ipynb #735549df
+# %% ../nbs/21_verdicts.ipynb #e8f79601
 BROKEN_OFF = 'the reply of the judge broke off after {n:,} tokens: allow it more max_tokens'
 MAX_TOKENS = 1024   # of a reply, thinking included
 
@@ -144,7 +145,7 @@ async def ask(
     except Exception as e:
         return failed(Failure(kind='internal', message=f'judging broke down ({type(e).__name__}: {e}): please report it'))
 
-# %% ../nbs/21_verdicts.ipynb #e9196d0c
+# %% ../nbs/21_verdicts.ipynb #e944ce4a
 class Score(BaseModel):
     "What an answer reached."
     model_config = ConfigDict(frozen=True)
@@ -165,7 +166,7 @@ class Score(BaseModel):
         value = 'no value' if self.value is None else f'{self.value:.3f} of {self.top:g}'
         return value + (f', {self.failed} of {self.asked} verdicts failed' if self.failed else '')
 
-# %% ../nbs/21_verdicts.ipynb #7de2d1e5
+# %% ../nbs/21_verdicts.ipynb #243225d3
 def points_of(
     marks: Iterable[Mark],
     best: float,            # of one mark
@@ -181,7 +182,7 @@ def points_of(
     return Score(value=share(points), top=top, asked=len(marks), failed=len(lost), at_best=share(points + best*len(lost)*keep_failed),
                  parts={m.name: m.value for m in marks}, why=tuple(str(m.failure) for m in lost))
 
-# %% ../nbs/21_verdicts.ipynb #207c30c6
+# %% ../nbs/21_verdicts.ipynb #6b04b5f4
 class Summary(BaseModel):
     "The mean of scores with its interval, and what is missing in it."
     model_config = ConfigDict(frozen=True)
@@ -191,8 +192,8 @@ class Summary(BaseModel):
     failed: int
 
     def __str__(self):
-        lost = f'; {self.failed} of {self.asked} verdicts failed' if self.failed else f'; all {self.asked} verdicts came' if self.asked else ''
-        return f'{self.mean} of {self.top:g}{lost}'
+        came = f'; all {self.asked} verdicts came' if self.asked else ''
+        return f'{self.mean} of {self.top:g}' + (f'; {self.failed} of {self.asked} verdicts failed' if self.failed else came)
 
 def summed(scores: Iterable[Score], level: float = .95, seed: int = 0) -> Summary:
     "The mean over answers. One without a value is missing, and said to be. Raises ValueError for scores of different scales."
