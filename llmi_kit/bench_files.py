@@ -5,7 +5,7 @@ __all__ = ['InFolder', 'MaybeInFolder', 'Said', 'FileName', 'OWN', 'HOLE', 'LOST
            'picture_file', 'Fault', 'Checked', 'records', 'faults_of', 'check_samples', 'load_samples', 'parts_of',
            'document_of', 'write_json', 'write_text']
 
-# %% ../nbs/21_bench_files.ipynb #fda7c84e
+# %% ../nbs/21_bench_files.ipynb #5c9713d2
 import json, os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,7 +18,7 @@ from .data import DataError
 from .document import Document, Tag
 from .picture import Failure, Origin, Picture
 
-# %% ../nbs/21_bench_files.ipynb #207d8f51
+# %% ../nbs/21_bench_files.ipynb #96506467
 class PictureFile(BaseModel):
     "A picture that a row names; it was readable when the row was checked."
     model_config = ConfigDict(frozen=True)
@@ -33,7 +33,7 @@ class PictureFile(BaseModel):
         try: return picture_at(self.file)
         except ValueError as e: raise DataError(f'{self.file.name}: {e}') from None
 
-# %% ../nbs/21_bench_files.ipynb #8115d81d
+# %% ../nbs/21_bench_files.ipynb #f1fdfd8e
 def picture_at(file: Path) -> Picture:
     "A picture from disk. Raises ValueError with the reason."
     try: data = file.read_bytes()
@@ -42,7 +42,7 @@ def picture_at(file: Path) -> Picture:
     if isinstance(answer, Failure): raise ValueError(f"the picture '{file.name}' can not be used: {answer.message}")
     return answer
 
-# %% ../nbs/21_bench_files.ipynb #ffb4a177
+# %% ../nbs/21_bench_files.ipynb #f68363a2
 def in_folder(name: str, folder: Path) -> Path:
     "Where a name inside a folder leads. Raises ValueError for one that leads out of it."
     path = PurePosixPath(name)
@@ -50,6 +50,7 @@ def in_folder(name: str, folder: Path) -> Path:
         raise ValueError(f"'{name[:60]}' is no path inside the folder of the file: put the picture there and name it from there")
     return folder/path
 
+# %% ../nbs/21_bench_files.ipynb #7efcd683
 def picture_file(value, info: ValidationInfo) -> PictureFile | None:
     "What a row says is a picture; the context of the validation says in which folder. Raises ValueError with the reason."
     if value is None or isinstance(value, PictureFile): return value
@@ -58,13 +59,13 @@ def picture_file(value, info: ValidationInfo) -> PictureFile | None:
     picture_at(file)
     return PictureFile(name=value, file=file)
 
-# %% ../nbs/21_bench_files.ipynb #7d4432e7
+# %% ../nbs/21_bench_files.ipynb #e86350a6
 InFolder = Annotated[PictureFile, BeforeValidator(picture_file)]
 MaybeInFolder = Annotated[PictureFile | None, BeforeValidator(picture_file)]
 Said = Annotated[str, StringConstraints(min_length=1)]     # a text that must be there
 FileName = Annotated[str, StringConstraints(pattern=r'^[\w-][\w.-]{0,99}$')]      # it becomes the name of a file
 
-# %% ../nbs/21_bench_files.ipynb #5541293d
+# %% ../nbs/21_bench_files.ipynb #bea1957e
 class Fault(NamedTuple):
     "What is wrong, and where."
     file: str
@@ -75,12 +76,13 @@ class Fault(NamedTuple):
     def __str__(self):
         return ', '.join(filter(None, [self.file, self.row and f'row {self.row}', self.field])) + f': {self.reason}'
 
+# %% ../nbs/21_bench_files.ipynb #84ae8eff
 class Checked(NamedTuple):
     "The samples of a file, and its faults."
     samples: list
     faults: list[Fault]
 
-# %% ../nbs/21_bench_files.ipynb #43275926
+# %% ../nbs/21_bench_files.ipynb #41bae215
 def records(path: Path) -> Iterator[tuple[int, Any, str]]:
     "(number, record, what is wrong with it or '') of a .json list or of .jsonl lines. Raises DataError for a file that can't be read."
     try: text = path.read_text(encoding='utf-8-sig')
@@ -92,22 +94,24 @@ def records(path: Path) -> Iterator[tuple[int, Any, str]]:
         try: yield number, json.loads(line), ''
         except (ValueError, RecursionError) as e: yield number, None, f'not JSON: {e}'
 
+# %% ../nbs/21_bench_files.ipynb #f39c18af
 def _listed(text, name):
     try: found = json.loads(text)
     except (ValueError, RecursionError) as e: raise DataError(f'{name} is not JSON: {e}') from None
     if not isinstance(found, list): raise DataError(f'{name} holds no list: put the rows between [ and ]')
     return found
 
-# %% ../nbs/21_bench_files.ipynb #968341b5
+# %% ../nbs/21_bench_files.ipynb #6de3f398
 def faults_of(error: ValidationError, file: str, row: int) -> list[Fault]:
     "What pydantic found, one fault a field, without its own words around ours."
     said = lambda e: OWN.get(e['type']) or e['msg'].removeprefix('Value error, ')
     return [Fault(file, row, '.'.join(map(str, e['loc'])), said(e)[:1].lower() + said(e)[1:]) for e in error.errors()]
 
+# %% ../nbs/21_bench_files.ipynb #02ad7288
 OWN = dict(missing='it is missing', model_type='it is no object: write it between { and }', string_type='it is no text',
            string_too_short='it is empty', string_pattern_mismatch='it becomes the name of a file: use letters, digits, - and _')
 
-# %% ../nbs/21_bench_files.ipynb #705c1c60
+# %% ../nbs/21_bench_files.ipynb #1d4c352e
 def check_samples(
     model: type[BaseModel],     # of a sample; `model.key_field` names the field that no two rows share
     path: str | Path,
@@ -124,7 +128,7 @@ def check_samples(
         else: faults.append(Fault(path.name, row, model.key_field, f'the same as in row {first}'))
     return Checked(samples, faults)
 
-# %% ../nbs/21_bench_files.ipynb #6da6a854
+# %% ../nbs/21_bench_files.ipynb #1cfe09d2
 def load_samples(model: type[BaseModel], path: str | Path, limit: int | None = None) -> list:
     "All samples of a file. Raises DataError if one is bad, or if there is none."
     samples, faults = check_samples(model, path, limit)
@@ -132,15 +136,17 @@ def load_samples(model: type[BaseModel], path: str | Path, limit: int | None = N
     if not samples: raise DataError(f'{Path(path).name} has no rows')
     return samples
 
-# %% ../nbs/21_bench_files.ipynb #653d2c68
+# %% ../nbs/21_bench_files.ipynb #6b144f74
 HOLE = '<imgen></imgen>'    # stands for a picture of which only the file is known
 LOST = Failure(kind='not_found', message='the file of this answer has no picture here')
 
+# %% ../nbs/21_bench_files.ipynb #762cdd3c
 def parts_of(document: Document) -> list[str | Picture | None]:
     "Texts and pictures in order; None for a picture that could not be made."
     result = lambda tag: tag.result if isinstance(tag.result, Picture) else None
     return [part if isinstance(part, str) else result(part) for part in document.text_and_tags()]
 
+# %% ../nbs/21_bench_files.ipynb #b2f23a8b
 def document_of(parts: Iterable[str | Picture | None], inputs: Iterable[Picture] = ()) -> Document:
     "An answer whose pictures are there already, without the tags that made them."
     answer, tags, inputs = '', [], list(inputs)
@@ -149,11 +155,12 @@ def document_of(parts: Iterable[str | Picture | None], inputs: Iterable[Picture]
         answer += part if isinstance(part, str) else HOLE
     return Document(answer=answer, inputs=inputs, n_inputs=len(inputs), tags=tags)
 
-# %% ../nbs/21_bench_files.ipynb #6ecfc36c
+# %% ../nbs/21_bench_files.ipynb #a47ce675
 def write_json(path: Path, value, indent: int | None = None):
     "Whole or not at all, also if the process is killed meanwhile."
     write_text(path, json.dumps(value, indent=indent))
 
+# %% ../nbs/21_bench_files.ipynb #b010e367
 def write_text(path: Path, text: str):
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
     beside.write_text(text, encoding='utf-8')

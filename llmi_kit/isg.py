@@ -6,7 +6,7 @@ __all__ = ['ALL', 'TEN', 'YES', 'RELATED', 'SHOWN', 'WHOLE', 'NOWHERE', 'LEVELS'
            'kinds_of', 'save_answers', 'Answer', 'load_answers', 'named', 'Judged', 'judged', 'published_scores',
            'fixed_scores', 'as_published', 'fixed', 'category']
 
-# %% ../nbs/21_isg.ipynb #c894350b
+# %% ../nbs/21_isg.ipynb #ed158b47
 import asyncio, json
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +22,7 @@ from .data import DataError
 from .document import Document
 from .picture import Failure, Picture
 
-# %% ../nbs/21_isg.ipynb #35647fac
+# %% ../nbs/21_isg.ipynb #af5db5be
 class Block(BaseModel):
     "A text or a picture."
     model_config = ConfigDict(frozen=True, extra='allow')
@@ -38,8 +38,10 @@ class Block(BaseModel):
 
     def read(self) -> str | Picture: return self.content if isinstance(self.content, str) else self.content.read()
 
+# %% ../nbs/21_isg.ipynb #44202c84
 def _kinds(blocks): return tuple(block.type for block in blocks)
 
+# %% ../nbs/21_isg.ipynb #75102d49
 def names_of(kinds: Iterable[str], side: str) -> list[str]:
     "The names of blocks of these kinds (text, image), in order; side: query or gen."
     count, short = dict(text=0, image=0), dict(text='text', image='img')
@@ -48,7 +50,7 @@ def names_of(kinds: Iterable[str], side: str) -> list[str]:
         return f'<{side}_{short[kind]}{count[kind]}>'
     return [named(kind) for kind in kinds]
 
-# %% ../nbs/21_isg.ipynb #f0fe3658
+# %% ../nbs/21_isg.ipynb #a324db62
 class Relation(BaseModel):
     "A question about two blocks."
     model_config = ConfigDict(frozen=True, extra='allow', populate_by_name=True)
@@ -57,6 +59,7 @@ class Relation(BaseModel):
     relation: str = ''
     question: Said = Field(alias='Question')
 
+# %% ../nbs/21_isg.ipynb #43f88072
 class Fact(BaseModel):
     "A question about one picture, asked only if those that it rests on were answered yes."
     model_config = ConfigDict(frozen=True, extra='allow', populate_by_name=True)
@@ -65,16 +68,17 @@ class Fact(BaseModel):
     id: int
     rests_on: tuple[int, ...] = Field(alias='Preliminary')
 
-# %% ../nbs/21_isg.ipynb #fbc9bbe2
+# %% ../nbs/21_isg.ipynb #12672609
 class Relations(BaseModel):
     model_config = ConfigDict(frozen=True, extra='allow')
     questions: tuple[Relation, ...] = ()
 
+# %% ../nbs/21_isg.ipynb #b9459194
 class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra='allow')
     questions: tuple[Fact, ...] = ()
 
-# %% ../nbs/21_isg.ipynb #525d9b8b
+# %% ../nbs/21_isg.ipynb #23a0b4c2
 class Predict(BaseModel):
     "What a model took the question to ask for, checked by people."
     model_config = ConfigDict(frozen=True, extra='allow')
@@ -94,7 +98,7 @@ class Predict(BaseModel):
         if isinstance(said, dict) and 'structure' in said: said = {'structural' if k == 'structure' else k: v for k, v in said.items()}
         return said
 
-# %% ../nbs/21_isg.ipynb #c9f19fc6
+# %% ../nbs/21_isg.ipynb #4c5e9325
 class Sample(BaseModel):
     "A question, an answer by people, and what to ask of answers."
     model_config = ConfigDict(frozen=True, extra='allow')
@@ -110,9 +114,10 @@ class Sample(BaseModel):
         if wrong := _odd_names(self) or _odd_order(self.predict.facts): raise ValueError(wrong)
         return self
 
-# %% ../nbs/21_isg.ipynb #27d87db0
+# %% ../nbs/21_isg.ipynb #48c0e2da
 ALL = '<all>'   # the whole answer
 
+# %% ../nbs/21_isg.ipynb #f58e6ed8
 def _odd_names(sample) -> str | None:
     "The first block that a question names and that is not there."
     golden = names_of(_kinds(sample.Golden), 'gen')
@@ -125,7 +130,7 @@ def _odd_names(sample) -> str | None:
     odd = next(((field, name) for field, name in relations + facts if name not in there), None)
     return odd and f"predict.{odd[0]} is '{odd[1]}', and there is no such block"
 
-# %% ../nbs/21_isg.ipynb #9aa98fed
+# %% ../nbs/21_isg.ipynb #62161fae
 def in_order(facts: Iterable[Fact]) -> list[Fact]:
     "Each after those that it rests on. Raises ValueError for a circle, for two of one id, and for one that rests on nothing that is there."
     left, done, ordered = list(facts), set(), []
@@ -140,20 +145,22 @@ def in_order(facts: Iterable[Fact]) -> list[Fact]:
         ordered, done, left = ordered + ready, done | {f.id for f in ready}, [f for f in left if f not in ready]
     return ordered
 
+# %% ../nbs/21_isg.ipynb #deb5ec36
 def _odd_order(facts):
     try: in_order(facts)
     except ValueError as e: return str(e)
 
-# %% ../nbs/21_isg.ipynb #b6f3dbaf
+# %% ../nbs/21_isg.ipynb #815eecee
 def check(path: str | Path, limit: int | None = None) -> Checked:
     "The good samples of a file such as ISG-Bench.jsonl, and what is wrong with the others. Raises DataError."
     return check_samples(Sample, path, limit)
 
+# %% ../nbs/21_isg.ipynb #a3cc1df7
 def load(path: str | Path, limit: int | None = None) -> list[Sample]:
     "All samples of a file. Raises DataError if one is bad."
     return load_samples(Sample, path, limit)
 
-# %% ../nbs/21_isg.ipynb #d671da19
+# %% ../nbs/21_isg.ipynb #b562bde1
 def blocks_of(document: Document) -> list[str | Picture]:
     "Texts and pictures in order; texts that are next to each other are one, and white space alone is none."
     blocks, text = [], ''
@@ -162,9 +169,10 @@ def blocks_of(document: Document) -> list[str | Picture]:
         if isinstance(part, Picture): blocks, text = [*blocks, text, part], ''
     return [b.strip() if isinstance(b, str) else b for b in [*blocks, text] if not isinstance(b, str) or b.strip()]
 
+# %% ../nbs/21_isg.ipynb #a1e45e55
 def kinds_of(document: Document) -> tuple[str, ...]: return tuple('text' if isinstance(b, str) else 'image' for b in blocks_of(document))
 
-# %% ../nbs/21_isg.ipynb #c634cad0
+# %% ../nbs/21_isg.ipynb #5e6ba232
 def _saved(block, k, sample, path):
     "A block as the file has it; a picture is written beside it."
     if isinstance(block, str): return dict(type='text', content=block)
@@ -173,7 +181,7 @@ def _saved(block, k, sample, path):
     (path.parent/name).write_bytes(block.data)
     return dict(type='image', content=name)
 
-# %% ../nbs/21_isg.ipynb #75bf905c
+# %% ../nbs/21_isg.ipynb #a82dede6
 def save_answers(
     samples: Iterable[Sample],
     documents: Iterable[Document | None],   # None: no answer, and `output` is null
@@ -187,19 +195,20 @@ def save_answers(
         lines.append(json.dumps(sample.model_dump(mode='json', by_alias=True, exclude_unset=True) | dict(output=output)) + '\n')
     write_text(path, ''.join(lines))
 
-# %% ../nbs/21_isg.ipynb #e3484dec
+# %% ../nbs/21_isg.ipynb #580e7a55
 class Answer(BaseModel):
     "A row of answers; what else it repeats of the benchmark is not read."
     id: FileName
     output: tuple[Block, ...] | None = None
 
+# %% ../nbs/21_isg.ipynb #fda9985a
 def _read_answer(record, path, row) -> tuple[str, Document | None] | list[Fault]:
     try: answer = Answer.model_validate(record, context=dict(folder=path.parent))
     except ValidationError as e: return faults_of(e, path.name, row)
     if answer.output is None: return answer.id, None
     return answer.id, document_of(b.read() for b in answer.output)
 
-# %% ../nbs/21_isg.ipynb #1d95d4c0
+# %% ../nbs/21_isg.ipynb #87047094
 def load_answers(path: str | Path) -> dict[str, Document | None]:
     "Answers by the id of their question; None where there is no output. Raises DataError for a file with a bad row."
     path, found = Path(path), {}
@@ -210,7 +219,7 @@ def load_answers(path: str | Path) -> dict[str, Document | None]:
         found[read[0]] = read[1]
     return found
 
-# %% ../nbs/21_isg.ipynb #1aad9aa9
+# %% ../nbs/21_isg.ipynb #1a16a9f0
 def named(sample: Sample, document: Document) -> dict[str, list[str | Picture]]:
     "What each name stands for in this answer; names of blocks that it does not have are not there."
     asked = [b.read() for b in sample.Query]
@@ -218,7 +227,7 @@ def named(sample: Sample, document: Document) -> dict[str, list[str | Picture]]:
     names = names_of(_kinds(sample.Query), 'query') + names_of(kinds_of(document), 'gen')
     return {name: [block] for name, block in zip(names, asked + said, strict=True)} | {ALL: said}
 
-# %% ../nbs/21_isg.ipynb #a2c69a30
+# %% ../nbs/21_isg.ipynb #a90a2d0e
 TEN, YES = Criterion('Score', numbers_from(1, 10)), Criterion('Answer', ('yes', 'no'))
 RELATED = 'How far is the answer to the question "yes"? 1: not at all. 10: without any doubt. Block 1 is what the question calls the first.'
 SHOWN = 'Answer the question by what the picture shows, and nothing else.'
@@ -226,7 +235,7 @@ WHOLE = ('How good is the answer as a whole? 1: useless. 10: as good as the one 
          'It should do what was asked, in the form that was asked for, with words and pictures that belong together.')
 NOWHERE = Failure(kind='not_found', message='the answer has no such block')
 
-# %% ../nbs/21_isg.ipynb #e782ee94
+# %% ../nbs/21_isg.ipynb #d22647ac
 async def _relation(one: Relation, blocks, chat) -> Mark | None:
     "None: a block is not there, and nothing can be asked."
     if one.subject not in blocks or one.object not in blocks: return None
@@ -234,7 +243,7 @@ async def _relation(one: Relation, blocks, chat) -> Mark | None:
     sections = [('block 1', blocks[one.subject]), ('block 2', blocks[one.object]), ('the question', [question])]
     return (await ask(chat, sections, RELATED, [TEN]))[0].model_copy(update=dict(name=f'{one.subject} {one.object}'))
 
-# %% ../nbs/21_isg.ipynb #fc000369
+# %% ../nbs/21_isg.ipynb #5b553ca9
 async def _fact(one: Fact, blocks, earlier: dict[int, Mark], chat) -> Mark:
     "No without asking, if what it rests on is not so."
     name, before = str(one.id), [earlier[i] for i in one.rests_on]
@@ -245,7 +254,7 @@ async def _fact(one: Fact, blocks, earlier: dict[int, Mark], chat) -> Mark:
     sections = [('the picture', blocks[one.image]), ('the question', [one.question])]
     return (await ask(chat, sections, SHOWN, [YES]))[0].model_copy(update=dict(name=name))
 
-# %% ../nbs/21_isg.ipynb #caa781bb
+# %% ../nbs/21_isg.ipynb #30eb1f49
 async def _facts(facts, blocks, chat) -> dict[int, Mark]:
     started = {}
     async def one(fact):
@@ -254,13 +263,13 @@ async def _facts(facts, blocks, chat) -> dict[int, Mark]:
     for fact in in_order(facts): started[fact.id] = asyncio.ensure_future(one(fact))
     return dict(zip(started, await asyncio.gather(*started.values()), strict=True))
 
-# %% ../nbs/21_isg.ipynb #576f988b
+# %% ../nbs/21_isg.ipynb #4c926889
 async def _whole(sample, document, chat) -> Mark:
     asked, gold = ([b.read() for b in blocks] for blocks in (sample.Query, sample.Golden))
     sections = [('the question', asked), ('the answer', blocks_of(document)), ('an answer by people', gold)]
     return (await ask(chat, sections, WHOLE, [TEN]))[0]
 
-# %% ../nbs/21_isg.ipynb #2a386d78
+# %% ../nbs/21_isg.ipynb #438b8cb0
 class Judged(NamedTuple):
     "All verdicts on one answer."
     structure: bool
@@ -268,6 +277,7 @@ class Judged(NamedTuple):
     image: dict[int, Mark]      # by the id of the fact
     holistic: Mark | None       # None: there is no answer
 
+# %% ../nbs/21_isg.ipynb #8e448e1d
 async def judged(
     sample: Sample,
     document: Document | None,  # None: there is no answer
@@ -281,15 +291,16 @@ async def judged(
     block, image, whole = await asyncio.gather(relations, _facts(facts, blocks, chat), _whole(sample, document, chat))
     return Judged(kinds_of(document) == _kinds(sample.Golden), list(block), image, whole)
 
-# %% ../nbs/21_isg.ipynb #1512aff2
+# %% ../nbs/21_isg.ipynb #4fed2c35
 LEVELS = dict(structure=1., block=10., image=1., holistic=10.)
 
+# %% ../nbs/21_isg.ipynb #0ef2ab0f
 def _lone(level, value, marks=()):
     marks = [m for m in marks if m]
     lost = [m for m in marks if m.failure]
     return Score(value=value, top=LEVELS[level], asked=len(marks), failed=len(lost), why=tuple(str(m.failure) for m in lost))
 
-# %% ../nbs/21_isg.ipynb #87d14cae
+# %% ../nbs/21_isg.ipynb #deeda746
 def _published_block(judged: Judged) -> float | None:
     came = [m for m in judged.block if m]
     if not judged.structure: return 1.
@@ -298,7 +309,7 @@ def _published_block(judged: Judged) -> float | None:
     read = [m.value for m in came if m.value is not None]
     return 1. if broke or not read else sum(read)/len(read)
 
-# %% ../nbs/21_isg.ipynb #00936dd2
+# %% ../nbs/21_isg.ipynb #97d4bcab
 def published_scores(sample: Sample, judged: Judged) -> dict[str, Score]:
     "The four scores of the release by level."
     facts = sample.predict.facts
@@ -308,9 +319,10 @@ def published_scores(sample: Sample, judged: Judged) -> dict[str, Score]:
     return dict(structure=_lone('structure', float(judged.structure)), block=_lone('block', _published_block(judged), judged.block),
                 image=_lone('image', image, judged.image.values()), holistic=_lone('holistic', whole, [judged.holistic]))
 
-# %% ../nbs/21_isg.ipynb #7ed8c921
+# %% ../nbs/21_isg.ipynb #72935e30
 ABSENT = Mark(name=TEN.name, said='0', reason=NOWHERE.message)
 
+# %% ../nbs/21_isg.ipynb #916d8769
 def fixed_scores(sample: Sample, judged: Judged) -> dict[str, Score]:
     "The four scores by level, with nothing dropped."
     return dict(structure=_lone('structure', float(judged.structure)),
@@ -318,16 +330,17 @@ def fixed_scores(sample: Sample, judged: Judged) -> dict[str, Score]:
                 image=points_of(judged.image.values(), 1, LEVELS['image']),
                 holistic=points_of([judged.holistic or ABSENT], 10, LEVELS['holistic']))
 
-# %% ../nbs/21_isg.ipynb #e5596e71
+# %% ../nbs/21_isg.ipynb #9d41a22d
 async def as_published(sample: Sample, document: Document | None, chat: Chat) -> dict[str, Score]:
     "The scores of the release, by level."
     return published_scores(sample, await judged(sample, document, chat))
 
+# %% ../nbs/21_isg.ipynb #e20b5551
 async def fixed(sample: Sample, document: Document | None, chat: Chat) -> dict[str, Score]:
     "The scores with nothing dropped, by level."
     return fixed_scores(sample, await judged(sample, document, chat))
 
-# %% ../nbs/21_isg.ipynb #078b85f6
+# %% ../nbs/21_isg.ipynb #d1dc8f54
 CATEGORIES = {
     'Style Transfer': ('Art Style Transfer', 'Scene Attribute Transfer', 'Photo Variation', 'Portrait Variation'),
     'Progressive': ('Animation Images', 'Animation Text-Image', 'Attribute Transfer'),
@@ -338,6 +351,7 @@ CATEGORIES = {
     'Visual Story Telling': ('visual storytelling text-image', 'visual storytelling image', 'visual storytelling text'),
     'VQA': ('Object_VQA', 'Historical')}
 
+# %% ../nbs/21_isg.ipynb #84aa7f0f
 def category(sample: Sample) -> str:
     "The column of the published table."
     return next((name for name, finer in CATEGORIES.items() if sample.Category in finer), sample.Category)

@@ -4,7 +4,7 @@
 __all__ = ['MET', 'TASK', 'FITS', 'WHICH', 'Sample', 'check', 'load', 'Judged', 'judged', 'published_score', 'fixed_score',
            'as_published', 'fixed', 'ToolAccuracy', 'published_tools', 'fixed_tools']
 
-# %% ../nbs/21_llmi_bench.ipynb #7704ad41
+# %% ../nbs/21_llmi_bench.ipynb #d2fa6be6
 import asyncio
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ from .criteria import Criterion, Mark, Score, ask, numbers_from, points_of
 from .document import PARAMS, Document, Tag
 from .picture import Picture
 
-# %% ../nbs/21_llmi_bench.ipynb #68da2301
+# %% ../nbs/21_llmi_bench.ipynb #37bb1218
 class Sample(BaseModel):
     "A question with its criteria."
     model_config = ConfigDict(frozen=True, extra='allow')
@@ -43,44 +43,48 @@ class Sample(BaseModel):
             raise ValueError(f"it has '{more[0]}', and r10 is the last")
         return self
 
-# %% ../nbs/21_llmi_bench.ipynb #c0251e24
+# %% ../nbs/21_llmi_bench.ipynb #d5518484
 def check(path: str | Path, limit: int | None = None) -> Checked:
     "The good samples of a file such as text_only.json or mm.json, and what is wrong with the others. Raises DataError."
     return check_samples(Sample, path, limit)
 
+# %% ../nbs/21_llmi_bench.ipynb #f19cc5d9
 def load(path: str | Path, limit: int | None = None) -> list[Sample]:
     "All samples of a file. Raises DataError if one is bad."
     return load_samples(Sample, path, limit)
 
-# %% ../nbs/21_llmi_bench.ipynb #a56ab618
+# %% ../nbs/21_llmi_bench.ipynb #0c118fa3
 MET = Criterion('Score', numbers_from(0, 2))
 TASK = 'How far does the answer meet the criterion, and nothing else? 0: it does not. 1: in part. 2: fully.'
 
+# %% ../nbs/21_llmi_bench.ipynb #33ec3463
 class Judged(NamedTuple):
     "All verdicts on one answer."
     criteria: list[Mark]    # named r1, r2, ...
     tools: list[Mark | None]    # one a tag: is it the right tool? None: known without a judge
 
-# %% ../nbs/21_llmi_bench.ipynb #990b0927
+# %% ../nbs/21_llmi_bench.ipynb #114a65a5
 def _question(sample):
     given = [('the pictures that came with the question', [image.read() for image in sample.images])] if sample.images else []
     return [('the question', [sample.prompt]), *given]
 
+# %% ../nbs/21_llmi_bench.ipynb #dc8759f3
 async def _criterion(sample, document, chat, name):
     sections = [*_question(sample), ('the answer', parts_of(document)), ('the criterion', [sample.criteria[name]])]
     return (await ask(chat, sections, TASK, [MET]))[0].model_copy(update=dict(name=name))
 
-# %% ../nbs/21_llmi_bench.ipynb #0416fd38
+# %% ../nbs/21_llmi_bench.ipynb #bf54a3fc
 FITS = Criterion('Answer', ('yes', 'no'))
 WHICH = 'Is the source of this call the right one for what the question wants in this place? What each source is for:\n' + '\n'.join(
     f'- {name}: {" ".join((model.__doc__ or "").split())}' for name, model in PARAMS.items())
 
+# %% ../nbs/21_llmi_bench.ipynb #38ce2fde
 async def _tool(sample, tag: Tag, chat) -> Mark | None:
     if sample.tools or tag.error: return None
     call = f'source: {tag.source}\ndescription: {tag.description}\nparams: {tag.params}'
     return (await ask(chat, [*_question(sample), ('the call', [call])], WHICH, [FITS]))[0]
 
-# %% ../nbs/21_llmi_bench.ipynb #866a7565
+# %% ../nbs/21_llmi_bench.ipynb #c3c085bf
 async def judged(
     sample: Sample,
     document: Document,     # with its pictures
@@ -91,55 +95,62 @@ async def judged(
     marks = await asyncio.gather(*criteria, *(_tool(sample, tag, chat) for tag in document.tags))
     return Judged(list(marks[:len(criteria)]), list(marks[len(criteria):]))
 
-# %% ../nbs/21_llmi_bench.ipynb #0489b51e
+# %% ../nbs/21_llmi_bench.ipynb #4a20248f
 def published_score(judged: Judged) -> Score:
     "Points over what the verdicts that came could have given; None if none came."
     return points_of(judged.criteria, 2, keep_failed=False)
 
+# %% ../nbs/21_llmi_bench.ipynb #d4728834
 def fixed_score(judged: Judged) -> Score:
     "Points over what all criteria could have given."
     return points_of(judged.criteria, 2)
 
-# %% ../nbs/21_llmi_bench.ipynb #c82e97ef
+# %% ../nbs/21_llmi_bench.ipynb #0a376efe
 async def as_published(sample: Sample, document: Document, chat: Chat) -> Score:
     "The score of the release, 0 to 1; `.ten` is on its other scale."
     return published_score(await judged(sample, document, chat))
 
+# %% ../nbs/21_llmi_bench.ipynb #03d7a10d
 async def fixed(sample: Sample, document: Document, chat: Chat) -> Score:
     "The score with every criterion in the denominator, 0 to 1."
     return fixed_score(await judged(sample, document, chat))
 
-# %% ../nbs/21_llmi_bench.ipynb #b6f66584
+# %% ../nbs/21_llmi_bench.ipynb #6e861081
 class ToolAccuracy(BaseModel):
     "Of the calls of one answer."
     model_config = ConfigDict(frozen=True)
     invoked: Score      # calls that gave a picture
     right: Score        # calls of the right tool
 
+# %% ../nbs/21_llmi_bench.ipynb #e194d77d
 def _missed(sample, document):
     "Tools that are needed and were not called."
     return list((Counter(sample.tools) - Counter(t.source for t in document.tags if not t.error)).elements())
 
+# %% ../nbs/21_llmi_bench.ipynb #f0d6e925
 def _share(came: list[float | None], missed=0) -> Score:
     n, lost = len(came) + missed, came.count(None)
     points = sum(v for v in came if v is not None)
     return Score(value=points/n if n else None, at_best=(points + lost)/n if n else None, asked=n, failed=lost)
 
-# %% ../nbs/21_llmi_bench.ipynb #501c4d6a
+# %% ../nbs/21_llmi_bench.ipynb #b3ae0373
 def _was_right(sample, tag, mark) -> float | None:
     "1 or 0; None: the judge failed."
     if tag.error: return 0.
     return mark.value if mark else float(tag.source in sample.tools)
 
+# %% ../nbs/21_llmi_bench.ipynb #ea3e3519
 def published_tools(sample: Sample, document: Document, judged: Judged) -> ToolAccuracy:
     "Over the calls that were made, and the verdicts that came."
     right = [_was_right(sample, t, m) for t, m in zip(document.tags, judged.tools, strict=True)]
     return ToolAccuracy(invoked=_share(_gave(document)), right=_share([r for r in right if r is not None]))
 
+# %% ../nbs/21_llmi_bench.ipynb #942ee37c
 def fixed_tools(sample: Sample, document: Document, judged: Judged) -> ToolAccuracy:
     "Over the calls that were made or should have been; a failed verdict stays in the denominator."
     missed = len(_missed(sample, document)) or int(not document.tags)
     right = [_was_right(sample, t, m) for t, m in zip(document.tags, judged.tools, strict=True)]
     return ToolAccuracy(invoked=_share(_gave(document), missed), right=_share(right, missed))
 
+# %% ../nbs/21_llmi_bench.ipynb #1d864780
 def _gave(document): return [float(isinstance(t.result, Picture)) for t in document.tags]

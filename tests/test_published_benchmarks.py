@@ -241,6 +241,7 @@ def test_steps_keep_all_texts_and_pictures_in_order(parts):
     assert TEXT(inside) == TEXT(parts) and SEEN(inside) == SEEN(parts)
     assert all(step.text or step.image for step in steps)
     assert opening.steps_of(opening.document_from(steps)) == steps
+    if steps and not steps[-1].image: assert parts_of(opening.document_from(steps))[-1] == steps[-1].text      # no hole after the last words
     before = [TEXT(parts[:i]) for i, p in enumerate(parts) if isinstance(p, Picture)]      # the words before each picture stand before it
     assert [TEXT([x for s in steps[:k + 1] for x in s]) for k, step in enumerate(steps) if step.image] == before
 
