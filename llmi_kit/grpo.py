@@ -200,7 +200,8 @@ def trl_config(
     schedule = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01), warmup_steps=recipe.warmup)
     return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.at_once,
         gradient_accumulation_steps=recipe.batch//recipe.at_once, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
-        mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature, learning_rate=recipe.lr, **schedule, weight_decay=recipe.weight_decay,
+        mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature, learning_rate=recipe.lr, **schedule,
+        weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, report_to=report_to,
         multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize',
