@@ -5,7 +5,7 @@ __all__ = ['MARKS', 'MEANT', 'SEVEN', 'TASK', 'BETTER', 'WHICH', 'Part', 'Given'
            'steps_of', 'document_from', 'save_answer', 'load_answer', 'judged', 'published_score', 'fixed_score',
            'as_published', 'fixed', 'table_mean', 'game', 'games', 'games_as_published']
 
-# %% ../nbs/21_opening.ipynb #8a907671
+# %% ../nbs/21_opening.ipynb #2d626219
 import asyncio, io, json, re
 from collections.abc import Iterable
 from itertools import combinations
@@ -24,27 +24,27 @@ from .document import Document
 from .evidence import MOST_PIXELS, shrunk
 from .picture import Picture
 
-# %% ../nbs/21_opening.ipynb #aef2ffe6
+# %% ../nbs/21_opening.ipynb #35ac9375
 class Part(BaseModel):
     "A text, and a picture or none."
     model_config = ConfigDict(frozen=True, extra='allow')
     image: MaybeInFolder
     text: str
 
-# %% ../nbs/21_opening.ipynb #44e46545
+# %% ../nbs/21_opening.ipynb #95e46922
 class Given(BaseModel):
     model_config = ConfigDict(frozen=True)
     input: tuple[Part, ...]
 
-# %% ../nbs/21_opening.ipynb #75b08252
+# %% ../nbs/21_opening.ipynb #aeabb1e2
 class Wanted(BaseModel):
     model_config = ConfigDict(frozen=True)
     output: tuple[Part, ...]
 
-# %% ../nbs/21_opening.ipynb #41d08c40
+# %% ../nbs/21_opening.ipynb #6da14b9f
 MARKS = re.compile('<BEGIN>|<image>')
 
-# %% ../nbs/21_opening.ipynb #26bdae9c
+# %% ../nbs/21_opening.ipynb #ed2244b6
 class Sample(BaseModel):
     "A task, and how people answered it."
     model_config = ConfigDict(frozen=True, extra='allow')
@@ -68,23 +68,23 @@ class Sample(BaseModel):
         parts = [(MARKS.sub('', p.text).strip(), p.image and p.image.read()) for p in self.conversations[0].input]
         return [x for pair in parts for x in pair if x]
 
-# %% ../nbs/21_opening.ipynb #3cb95632
+# %% ../nbs/21_opening.ipynb #a926319d
 def check(path: str | Path, limit: int | None = None) -> Checked:
     "The good samples of a file such as test_data.jsonl, and what is wrong with the others. Raises DataError."
     return check_samples(Sample, path, limit)
 
-# %% ../nbs/21_opening.ipynb #9c389edf
+# %% ../nbs/21_opening.ipynb #33138823
 def load(path: str | Path, limit: int | None = None) -> list[Sample]:
     "All samples of a file. Raises DataError if one is bad."
     return load_samples(Sample, path, limit)
 
-# %% ../nbs/21_opening.ipynb #065b080e
+# %% ../nbs/21_opening.ipynb #16267cec
 class Step(NamedTuple):
     "What is read and seen together."
     text: str
     image: Picture | None = None
 
-# %% ../nbs/21_opening.ipynb #317efcac
+# %% ../nbs/21_opening.ipynb #19899408
 def steps_of(document: Document) -> list[Step]:
     "A document cut after each of its tags; words after the last are a step of their own."
     steps, text = [], ''
@@ -94,13 +94,13 @@ def steps_of(document: Document) -> list[Step]:
         text = ''
     return [s for s in [*steps, Step(text)] if any(s)]
 
-# %% ../nbs/21_opening.ipynb #7cce6d18
+# %% ../nbs/21_opening.ipynb #8fb54704
 def document_from(steps: Iterable[Step], inputs: Iterable[Picture] = ()) -> Document:
     "Steps as a document; one without a picture ends with a hole, but for the last."
     *parts, last = [x for step in steps for x in step] or [None]
     return document_of([*parts, *([last] if last else [])], inputs)
 
-# %% ../nbs/21_opening.ipynb #d00f7221
+# %% ../nbs/21_opening.ipynb #8551bc2d
 def _jpeg(picture: Picture) -> bytes:
     "As JPEG, upright and on white; one that is a JPEG already stays as it is, byte for byte."
     if picture.mime == 'image/jpeg': return picture.data
@@ -108,7 +108,7 @@ def _jpeg(picture: Picture) -> bytes:
     shrunk(picture, max(MOST_PIXELS, picture.width*picture.height)).pil().convert('RGB').save(buffer, 'JPEG', quality=95)
     return buffer.getvalue()
 
-# %% ../nbs/21_opening.ipynb #aa36da8a
+# %% ../nbs/21_opening.ipynb #8ad36e25
 def save_answer(
     sample: Sample,
     document: Document,
@@ -126,7 +126,7 @@ def save_answer(
     write_json(path := folder/f'{sample.total_uid}.json', row, indent=4)
     return path
 
-# %% ../nbs/21_opening.ipynb #65da2530
+# %% ../nbs/21_opening.ipynb #8df7fbad
 def load_answer(
     folder: str | Path,     # of the model
     sample: Sample,
@@ -142,7 +142,7 @@ def load_answer(
     inputs = [p.image.read() for p in sample.conversations[0].input if p.image]
     return document_from((Step(p.text, p.image and p.image.read()) for p in said.output), inputs)
 
-# %% ../nbs/21_opening.ipynb #cf17e076
+# %% ../nbs/21_opening.ipynb #5afccdc8
 MEANT = {
     'Correctness': 'what it says and shows is right, and is what was asked for',
     'Image-Text Coherency': 'each picture shows what the words around it say',
@@ -153,11 +153,11 @@ MEANT = {
     'Content Richness': 'it has the detail and variety that the task allows'}
 SEVEN = [Criterion(name, numbers_from(0, 10)) for name in MEANT]
 
-# %% ../nbs/21_opening.ipynb #6ae31401
+# %% ../nbs/21_opening.ipynb #0a6b3444
 TASK = ('Mark the answer from 0 (useless) to 10 (could not be better), each for itself:\n'
         + '\n'.join(f'- {n}: {m}' for n, m in MEANT.items()))
 
-# %% ../nbs/21_opening.ipynb #a5f9915a
+# %% ../nbs/21_opening.ipynb #cdebc7b3
 async def judged(
     sample: Sample,
     document: Document | None,  # None: there is no answer
@@ -166,35 +166,35 @@ async def judged(
     "The seven verdicts."
     return await ask(chat, [('the task', sample.asked()), ('the answer', _in_steps(document))], TASK, SEVEN)
 
-# %% ../nbs/21_opening.ipynb #ae6769fc
+# %% ../nbs/21_opening.ipynb #e77d17a2
 def _in_steps(document):
     "What the folders keep of an answer: a picture that could not be made has left no trace there."
     steps = steps_of(document) if document else []
     return [x for k, (text, image) in enumerate(steps, 1) for x in (f'\nstep {k}: {text}', image) if x]
 
-# %% ../nbs/21_opening.ipynb #5f0080e6
+# %% ../nbs/21_opening.ipynb #e43cb6b6
 def published_score(marks: list[Mark]) -> Score:
     "The mean of the marks that came, 0 to 10; None if none came."
     return points_of(marks, 10, 10, keep_failed=False)
 
-# %% ../nbs/21_opening.ipynb #b2a195b0
+# %% ../nbs/21_opening.ipynb #2ebc5e8d
 def fixed_score(marks: list[Mark]) -> Score:
     "The mean of all seven, 0 to 10; one that failed counts 0."
     return points_of(marks, 10, 10)
 
-# %% ../nbs/21_opening.ipynb #d29547a6
+# %% ../nbs/21_opening.ipynb #a2c10a2c
 async def as_published(sample: Sample, document: Document | None, chat: Chat) -> Score:
     "The score of the release, 0 to 10. An answer that is not there has none."
     if document is None: return Score(value=None, top=10)
     return published_score(await judged(sample, document, chat))
 
-# %% ../nbs/21_opening.ipynb #1933dbd3
+# %% ../nbs/21_opening.ipynb #e1f8e131
 async def fixed(sample: Sample, document: Document | None, chat: Chat) -> Score:
     "The score with nothing left out, 0 to 10. An answer that is not there has 0, and no judge is asked."
     if document is None or not document.answer.strip(): return Score(value=0, at_best=0, top=10)
     return fixed_score(await judged(sample, document, chat))
 
-# %% ../nbs/21_opening.ipynb #9ab3c4f7
+# %% ../nbs/21_opening.ipynb #43d98c9e
 def table_mean(scores: Iterable[Score]) -> float | None:
     "The release's overall: the mean of each criterion to two digits, and the mean of those to two digits."
     said = {}
@@ -203,13 +203,13 @@ def table_mean(scores: Iterable[Score]) -> float | None:
     means = [round(mean(v), 2) for v in said.values() if v]
     return round(mean(means), 2) if means else None
 
-# %% ../nbs/21_opening.ipynb #39d5d566
+# %% ../nbs/21_opening.ipynb #f2230a6e
 BETTER = Criterion('Winner', ('A', 'B', 'Tie(A)', 'Tie(B)'))
 WHICH = ('Which answer serves better whoever set the task? Correct first; pictures that were asked for and fit their words; all steps, in '
          'order, alike in style; nothing harmful. Longer is not better, and the order of the two means nothing. If they are equally good, '
          'say to which side it leans.')
 
-# %% ../nbs/21_opening.ipynb #1337e7c4
+# %% ../nbs/21_opening.ipynb #10dc32a6
 async def game(
     sample: Sample,
     first: tuple[str, Document | None],     # a system and its answer, shown as A
@@ -222,7 +222,7 @@ async def game(
     sections = [('the task', sample.asked()), ('answer A', _in_steps(a)), ('answer B', _in_steps(b))]
     return Game(one, other, (await ask(chat, sections, WHICH, [BETTER]))[0].said, sample.total_uid)
 
-# %% ../nbs/21_opening.ipynb #2838adba
+# %% ../nbs/21_opening.ipynb #9ee6125e
 async def games(
     sample: Sample,
     answers: dict[str, Document | None],    # by system
@@ -232,7 +232,7 @@ async def games(
     pairs = [p for pair in combinations(answers.items(), 2) for p in (pair, pair[::-1])]
     return list(await asyncio.gather(*(game(sample, *pair, chat) for pair in pairs)))
 
-# %% ../nbs/21_opening.ipynb #fa90ace5
+# %% ../nbs/21_opening.ipynb #0c6e1df1
 async def games_as_published(sample: Sample, answers: dict[str, Document | None], chat: Chat) -> list[Game]:
     "Each against each in one order, where both answered; a game without a verdict is dropped."
     pairs = combinations([(n, d) for n, d in answers.items() if d is not None], 2)
