@@ -77,7 +77,8 @@ document.addEventListener('keydown', e => {
   if (busy || e.repeat || e.ctrlKey || e.altKey || e.metaKey || e.isComposing) return
   if (e.target === note) return e.key === 'Escape' && note.blur()
   const key = e.key === ' ' ? 'Space' : e.key
-  if (['Space', 'Enter'].includes(key) && e.target.closest('a, button, summary, input')) return   // these have a meaning of their own there
+  if (['Space', 'Enter'].includes(key) && e.target.closest('a, button, summary')) return      // they have a meaning of their own there,
+  if (['Space', 'ArrowLeft', 'ArrowRight'].includes(key) && e.target.closest('.scroll, pre')) return      // and move what is too wide
   const found = key === 'u' ? document.querySelector('[data-do=undo]')
     : active && [...active.querySelectorAll('button')].find(b => (b.dataset.keys || '').split(' ').includes(key))
   if (key === 'n' && note) { e.preventDefault(); note.focus() }
