@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['rate']
 
-# %% ../nbs/29_cli_rating.ipynb #98aea25c
+# %% ../nbs/29_cli_rating.ipynb #69502b0d
 import getpass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ import typer
 
 from .manners import Seed, manners
 
-# %% ../nbs/29_cli_rating.ipynb #32f9de2a
+# %% ../nbs/29_cli_rating.ipynb #6bdfa9b7
 def _name(rater: str | None) -> str:
     "Who rates; left out: who is logged in."
     from llmi_kit.data import DataError
@@ -21,7 +21,7 @@ def _name(rater: str | None) -> str:
     if 0 < len(name) <= 40 and name.isprintable(): return name
     raise DataError('--rater needs a name of 1 to 40 characters: it says whose ratings these are')
 
-# %% ../nbs/29_cli_rating.ipynb #1e0846bc
+# %% ../nbs/29_cli_rating.ipynb #8a0c8f91
 def _unpaired(alone):
     "What has no partner is said, not dropped."
     for name in alone[:5]: typer.echo(f'  no partner: {name}', err=True)
@@ -34,7 +34,7 @@ def _broken(desk):
         for system, folder in item.folders.items():
             if trouble := read_report(folder).trouble: typer.echo(f'  {system}/{item.question}: {trouble}', err=True)
 
-# %% ../nbs/29_cli_rating.ipynb #c7c0e2ea
+# %% ../nbs/29_cli_rating.ipynb #67a8e10a
 def _serve(folder, against, rater, port, criteria, seed, until_done):
     from llmi_kit.rating_page import Desk, RatingServer, criteria_from
     from llmi_kit.ratings import RatingFile, items_of
@@ -61,7 +61,7 @@ def _report(folder, against):
     typer.echo('\n\n'.join(map(str, tables(ratings, items))))
     if torn: typer.echo(f'{torn} lines of {file.path.name} can not be read', err=True)
 
-# %% ../nbs/29_cli_rating.ipynb #44cf8bda
+# %% ../nbs/29_cli_rating.ipynb #31d263d9
 def rate(
     folder: Annotated[Path, typer.Argument(metavar='DIR', help='Folders of reports, as `generate`, `scale` and `make demo` write them.')],
     against: Annotated[Path | None, typer.Option(metavar='DIR2', help="Another system's answers, to be shown beside.")] = None,

@@ -4,7 +4,7 @@
 __all__ = ['SIDES', 'CRITERIA', 'BETTER', 'GRADES_SAY', 'GRADE_KEYS', 'PAIR_KEYS', 'HINTS', 'STYLE', 'SCRIPT', 'MOST', 'blind',
            'Shown', 'show', 'criteria_from', 'Act', 'Desk', 'Refused', 'RatingServer']
 
-# %% ../nbs/22_rating_page.ipynb #b00215e5
+# %% ../nbs/22_rating_page.ipynb #7ad1dc3d
 import hmac, json, secrets
 from base64 import b64encode
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from .ratings import NOTE, Item, Rating, RatingFile, blind_order, newest, read_r
 from .report import body_html
 from .reward import heard
 
-# %% ../nbs/22_rating_page.ipynb #cf2e8969
+# %% ../nbs/22_rating_page.ipynb #7bb86620
 def _unsigned(result):
     "A tag's result without what only says who made it."
     if isinstance(result, Picture): return result.with_origin(backend='', seed=None, request={}, seconds=0, cost=0)
@@ -42,7 +42,7 @@ def blind(document: Document) -> Document:
     document = heard(document)
     return document.model_copy(update=dict(tags=[t.model_copy(update=dict(result=_unsigned(t.result))) for t in document.tags]))
 
-# %% ../nbs/22_rating_page.ipynb #05ebf0cf
+# %% ../nbs/22_rating_page.ipynb #b1a6453f
 SIDES = (1000, 640)     # px of a picture's longer side: alone, side by side
 
 class Shown(NamedTuple):
@@ -59,7 +59,7 @@ def show(folder: Path, side: int = SIDES[0]) -> Shown:
     try: return Shown(report.question, show_all(figures(report.document)[0], 480), body_html(blind(report.document), side))
     except Exception: return Shown(report.question, trouble='This report can not be shown: it can not be drawn; write it again.')
 
-# %% ../nbs/22_rating_page.ipynb #0fd17ef6
+# %% ../nbs/22_rating_page.ipynb #fd1121d3
 CRITERIA = dict(text='Is the text right, complete and clear?', pictures='Do the pictures show the right things, and well?',
                 together='Do text and pictures make one good answer?')
 BETTER = dict(text='Whose text is better?', pictures='Whose pictures are better?', together='Which is the better answer?')
@@ -75,7 +75,7 @@ def criteria_from(
     if len(names) > 6: raise DataError(f'--criteria has {len(names)} names: 6 at most fit under a report')
     return {n: (BETTER if pairs else CRITERIA).get(n, 'Which one is better?' if pairs else '') for n in names}
 
-# %% ../nbs/22_rating_page.ipynb #a2ceb40c
+# %% ../nbs/22_rating_page.ipynb #04060140
 class Act(BaseModel):
     "What the page sends. Raises ValidationError."
     model_config = ConfigDict(extra='forbid', strict=True)
@@ -86,7 +86,7 @@ class Act(BaseModel):
     seconds: float | None = Field(None, ge=0, le=1e6)
     note: str = Field('', max_length=4000)
 
-# %% ../nbs/22_rating_page.ipynb #94259466
+# %% ../nbs/22_rating_page.ipynb #b44f3058
 class Desk:
     "One rater's items and ratings. Safe for threads."
     def __init__(self, items: list[Item], rater: str, file: RatingFile, criteria: dict[str, str], seed: int = 0):
@@ -96,7 +96,7 @@ class Desk:
         self.said = newest(r for r in file.read()[0] if r.rater == rater)
         self.show = lru_cache(8)(partial(show, side=SIDES[self.pairs]))
 
-# %% ../nbs/22_rating_page.ipynb #d1a74ad0
+# %% ../nbs/22_rating_page.ipynb #3bd23b24
 @patch
 def key(self: Desk, item: Item, criterion: str) -> tuple: return item.question, item.systems, item.editions, self.rater, criterion
 
@@ -108,7 +108,7 @@ def rated(self: Desk, n: int) -> bool:
     "Nothing is left to say about item n."
     return all(self.key(self.items[n], c) in self.said for c in self.criteria)
 
-# %% ../nbs/22_rating_page.ipynb #dc307bea
+# %% ../nbs/22_rating_page.ipynb #19da4d85
 @patch
 def todo(self: Desk, after: int = -1) -> str:
     "The address of the first item after this one that is not rated, from the start again if need be; or 'done'."
@@ -118,7 +118,7 @@ def todo(self: Desk, after: int = -1) -> str:
 @patch(as_prop=True)
 def count(self: Desk) -> int: return sum(map(self.rated, range(len(self.items))))
 
-# %% ../nbs/22_rating_page.ipynb #90c460a0
+# %% ../nbs/22_rating_page.ipynb #6c0c66cf
 @patch
 def rating(self: Desk, item: Item, criterion: str, value: int | None, **more) -> Rating:
     "What the rater says, with what they saw. `value` counts systems in order, not sides."
@@ -131,7 +131,7 @@ def say(self: Desk, rating: Rating):
     self.file.add(rating)
     self.said = newest([*self.said.values(), rating])
 
-# %% ../nbs/22_rating_page.ipynb #9721c013
+# %% ../nbs/22_rating_page.ipynb #f5208f66
 class Refused(Exception):
     "The page asked for what can't be done; one sentence."
 
@@ -148,7 +148,7 @@ def key_for(self: Desk, item: Item, value: int | None) -> int | None:
     if not self.pairs or not value: return value
     return 1 + (sides(item, self.rater, self.seed)[0] != item.systems[value < 0])
 
-# %% ../nbs/22_rating_page.ipynb #9a8d0cb1
+# %% ../nbs/22_rating_page.ipynb #511d37cb
 @patch
 def rate(self: Desk, n: int, act: Act) -> str:
     "A rating; where to go, or '' to stay. Raises Refused."
@@ -168,7 +168,7 @@ def undo(self: Desk, n: int, act: Act) -> str:
     self.say(self.rating(self.items[where], mine[-1][-1], None))
     return str(where + 1)
 
-# %% ../nbs/22_rating_page.ipynb #672ae5d6
+# %% ../nbs/22_rating_page.ipynb #6424c75a
 @patch
 def note(self: Desk, n: int, act: Act) -> str:
     "Keep a note; an empty one takes it back."
@@ -182,7 +182,7 @@ def skip(self: Desk, n: int, act: Act) -> str:
     self.passed.add(n)
     return self.todo(n)
 
-# %% ../nbs/22_rating_page.ipynb #c1d5681e
+# %% ../nbs/22_rating_page.ipynb #e46075d3
 @patch
 def act(self: Desk, act: Act) -> str:
     "Do what the page asks; the address to go to, or ''. Raises Refused, OSError."
@@ -191,7 +191,7 @@ def act(self: Desk, act: Act) -> str:
     does = dict(rate=self.rate, undo=self.undo, note=self.note)
     with self.lock: return does.get(act.do, self.skip)(n, act)
 
-# %% ../nbs/22_rating_page.ipynb #47f90873
+# %% ../nbs/22_rating_page.ipynb #32699ef3
 GRADES_SAY = {1: 'poor', 2: 'weak', 3: 'fair', 4: 'good', 5: 'excellent'}
 GRADE_KEYS = [dict(value=n, key=n, keys=str(n), label=w, says=f'{n}, {w}') for n, w in GRADES_SAY.items()]
 PAIR_KEYS = [dict(value=1, key='1', keys='1 ArrowLeft', label='is better', says='answer 1 is better'),
@@ -208,7 +208,7 @@ def _asset(name: str) -> tuple[Markup, str]:
     text = ''.join(asset(n).read_text() for n in name.split('+'))
     return Markup(text), 'sha256-' + b64encode(sha256(text.encode()).digest()).decode()
 
-# %% ../nbs/22_rating_page.ipynb #ac8bbab1
+# %% ../nbs/22_rating_page.ipynb #ae43dcb2
 @patch
 def rows(self: Desk, item: Item) -> list[dict]:
     "What is asked of an item, and the key that was pressed."
@@ -225,7 +225,7 @@ def told(self: Desk, n: int) -> dict:
     return dict(question=question, inputs=inputs, answers=answers, broken=broken, rows=[] if broken else self.rows(item),
                 values=PAIR_KEYS if self.pairs else GRADE_KEYS, note=note.note if note else '')
 
-# %% ../nbs/22_rating_page.ipynb #ddd43ae2
+# %% ../nbs/22_rating_page.ipynb #4fbf5664
 @patch
 def frame(self: Desk, n: int) -> dict:
     "What stands around item n: progress, and the ways from here."
@@ -235,7 +235,7 @@ def frame(self: Desk, n: int) -> dict:
     if n == total - 1: place['ahead'] = 'done'
     return dict(place, back=str(n) if n else '', rated=self.count, total=total, left=self.todo() != 'done')
 
-# %% ../nbs/22_rating_page.ipynb #a662bc26
+# %% ../nbs/22_rating_page.ipynb #f16ad289
 @patch
 def page(self: Desk, n: int) -> str:
     "The page of item n, or the last one. Tells nothing of systems and folders."
@@ -244,7 +244,7 @@ def page(self: Desk, n: int) -> str:
     template = Environment(loader=FileSystemLoader(asset('')), autoescape=True).get_template('rating.html')
     return sound(template.render(p=self.frame(n) | told | ours))
 
-# %% ../nbs/22_rating_page.ipynb #a53a1766
+# %% ../nbs/22_rating_page.ipynb #069e1dec
 MOST = 32_000   # bytes of a request: a note of 4,000 characters, escaped
 
 @cache
@@ -254,7 +254,7 @@ def _headers() -> dict[str, str]:
     more = {'X-Content-Type-Options': 'nosniff', 'X-Frame-Options': 'DENY', 'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-store'}
     return {'Content-Security-Policy': policy, **more, **{f'Cross-Origin-{what}-Policy': 'same-origin' for what in ('Opener', 'Resource')}}
 
-# %% ../nbs/22_rating_page.ipynb #4c3cec1b
+# %% ../nbs/22_rating_page.ipynb #b131050e
 class _Handler(BaseHTTPRequestHandler):
     timeout, server_version, sys_version = 20, 'llmi', ''
 
@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hmac.compare_digest(token.encode(), self.server.token.encode()): return '/'.join(rest).rstrip('/')
         self.reply(404, 'use the whole address that `llmi rate` printed')
 
-# %% ../nbs/22_rating_page.ipynb #6faa8df4
+# %% ../nbs/22_rating_page.ipynb #81b66b02
 @patch
 def do_GET(self: _Handler):
     "A page; reading never changes a rating."
@@ -287,7 +287,7 @@ def do_GET(self: _Handler):
     if not 0 <= n <= len(desk.items) or place == str(len(desk.items) + 1): return self.reply(404, 'there is no such report')
     self.reply(200, desk.page(n), 'text/html')
 
-# %% ../nbs/22_rating_page.ipynb #46eb0508
+# %% ../nbs/22_rating_page.ipynb #15b29815
 @patch
 def own_page(self: _Handler) -> bool:
     "Does this request come from the page itself?"
@@ -314,7 +314,7 @@ def do_POST(self: _Handler):
     say(200, go=go)
     self.server.after()
 
-# %% ../nbs/22_rating_page.ipynb #da6f4ddb
+# %% ../nbs/22_rating_page.ipynb #11aca556
 class RatingServer(ThreadingHTTPServer):
     "The page of one desk on 127.0.0.1. Raises DataError where the port is taken."
     daemon_threads, allow_reuse_address = True, True

@@ -6,7 +6,7 @@ __all__ = ['TRACES', 'WORDS', 'HEADING', 'NOTE', 'JUDGE', 'FEWEST', 'find_report
            'newest', 'RatingFile', 'Said', 'counted', 'judged', 'verdicts_of', 'short_of', 'agreement', 'Table',
            'means', 'agreements', 'game_of', 'preferences', 'tables']
 
-# %% ../nbs/21_ratings.ipynb #671d0fd7
+# %% ../nbs/21_ratings.ipynb #27d9b44c
 import html, json, os, re
 from collections import Counter
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ from .prose import sound
 from .reward import Reward
 from .verdict import GRADES
 
-# %% ../nbs/21_ratings.ipynb #caa5dba8
+# %% ../nbs/21_ratings.ipynb #4b864b23
 TRACES = ('document.json', 'report.html', 'report.md', 'images')    # any of them: somebody wanted a report here
 
 def find_reports(folder: str | Path) -> dict[str, Path]:
@@ -44,9 +44,9 @@ def find_reports(folder: str | Path) -> dict[str, Path]:
     if not found: raise DataError(f'{folder} holds no report: write some with `llmi generate` or `make demo`')
     return found
 
-# %% ../nbs/21_ratings.ipynb #de6072ba
+# %% ../nbs/21_ratings.ipynb #6f7f6e91
 WORDS = re.compile(r'<p class="words[^"]*" dir="auto">(.*?)</p>', re.S)
-HEADING = re.compile(r'<h1 dir="auto">(.*?)</h1>', re.S)
+HEADING = re.compile(r'<h1 dir="auto">(?!Illustrated answer<)(.*?)</h1>', re.S)    # so a report without question and title is called
 
 def question_of(
     page: str,          # report.html, as `write_report` wrote it
@@ -58,7 +58,7 @@ def question_of(
     heading = html.unescape(m[1]).strip() if (m := HEADING.search(head)) else ''
     return '' if heading in answer.partition('\n')[0] else heading
 
-# %% ../nbs/21_ratings.ipynb #7cc57205
+# %% ../nbs/21_ratings.ipynb #eb7aa83d
 def _read(file: Path) -> tuple[Document | None, str]:
     "A document and what is wrong with it."
     try: return Document.model_validate_json(file.read_bytes()), ''
@@ -66,7 +66,7 @@ def _read(file: Path) -> tuple[Document | None, str]:
     except OSError as e: return None, f'its document.json can not be read ({e.strerror})'
     except ValueError: return None, 'its document.json is damaged'
 
-# %% ../nbs/21_ratings.ipynb #544414f1
+# %% ../nbs/21_ratings.ipynb #d60bec2c
 class Report(NamedTuple):
     "What can be shown of a folder."
     question: str               # '' where no page tells it
@@ -81,13 +81,13 @@ def read_report(folder: Path) -> Report:
     question = question_of(page, document.answer if document else '')
     return Report(sound(question), document, f'This report can not be shown: {trouble}; write it again.' if trouble else '')
 
-# %% ../nbs/21_ratings.ipynb #917512a2
+# %% ../nbs/21_ratings.ipynb #f900876d
 def edition(folder: Path) -> str:
     "Which writing of a report this is: a rating counts for no other."
     try: return sha256((folder/'document.json').read_bytes()).hexdigest()[:16]
     except OSError: return 'unreadable'
 
-# %% ../nbs/21_ratings.ipynb #6c13da16
+# %% ../nbs/21_ratings.ipynb #d36c6c72
 class Item(NamedTuple):
     "A report, or two answers to one question."
     question: str                   # folder's path below the system's
@@ -102,7 +102,7 @@ def item_of(question: str, folders: dict[str, Path]) -> Item:
     folders = dict(sorted(folders.items()))
     return Item(question, folders, tuple(map(edition, folders.values())))
 
-# %% ../nbs/21_ratings.ipynb #afa1c78d
+# %% ../nbs/21_ratings.ipynb #e20b8158
 def system_names(*folders: Path) -> list[str]:
     "The shortest ends of the paths that differ. Raises DataError for one folder given twice."
     paths = [Path(f).resolve() for f in folders]
@@ -111,21 +111,21 @@ def system_names(*folders: Path) -> list[str]:
         names = ['/'.join(p.parts[-n:]) for p in paths]
         if len(set(names)) == len(names): return names
 
-# %% ../nbs/21_ratings.ipynb #7487dff1
+# %% ../nbs/21_ratings.ipynb #c9e968d9
 def _by_words(reports: dict[str, Path]) -> dict[str, str]:
     "Question's words -> name; words that come twice match nothing."
     asked = {name: ' '.join(read_report(f).question.split()) for name, f in reports.items()}
     often = Counter(asked.values())
     return {words: name for name, words in asked.items() if words and often[words] == 1}
 
-# %% ../nbs/21_ratings.ipynb #46d4af08
+# %% ../nbs/21_ratings.ipynb #381ab604
 def matched(one: dict[str, Path], other: dict[str, Path]) -> dict[str, str]:
     "Names of `one` -> names of `other`: the same folder name, else the same question."
     pairs = {name: name for name in one if name in other}
     mine, theirs = (_by_words({k: f for k, f in reports.items() if k not in pairs}) for reports in (one, other))
     return pairs | {mine[words]: theirs[words] for words in mine if words in theirs}
 
-# %% ../nbs/21_ratings.ipynb #5569e0a4
+# %% ../nbs/21_ratings.ipynb #307a2cce
 def items_of(folder: Path, against: Path | None = None) -> tuple[list[Item], list[str]]:
     "All items, and names of reports without a partner. Raises DataError where nothing can be rated."
     mine = find_reports(folder)
@@ -139,17 +139,17 @@ def items_of(folder: Path, against: Path | None = None) -> tuple[list[Item], lis
     alone = [f'{names[0]}/{q}' for q in mine if q not in pairs] + [f'{names[1]}/{r}' for r in theirs if r not in pairs.values()]
     return items, alone
 
-# %% ../nbs/21_ratings.ipynb #604ff968
+# %% ../nbs/21_ratings.ipynb #f864e2a2
 def blind_order(items: Iterable[Item], rater: str, seed: int = 0) -> list[Item]:
     "As this rater sees them."
     return sorted(items, key=lambda i: (derive_seed(seed, 'order', rater, i.question), i.question))
 
-# %% ../nbs/21_ratings.ipynb #91c644f8
+# %% ../nbs/21_ratings.ipynb #b6218b47
 def sides(item: Item, rater: str, seed: int = 0) -> tuple[str, ...]:
     "Systems from left to right, for this rater."
     return item.systems[::-1] if derive_seed(seed, 'sides', rater, item.question)%2 else item.systems
 
-# %% ../nbs/21_ratings.ipynb #29269f53
+# %% ../nbs/21_ratings.ipynb #bb111740
 NOTE = 'note'   # a line with words instead of a number
 
 class Rating(BaseModel):
@@ -176,7 +176,7 @@ class Rating(BaseModel):
     @property
     def key(self) -> tuple: return self.question, self.systems, self.editions, self.rater, self.criterion
 
-# %% ../nbs/21_ratings.ipynb #81416457
+# %% ../nbs/21_ratings.ipynb #fa2d6ee5
 def newest(ratings: Iterable[Rating]) -> dict[tuple, Rating]:
     "What counts: the last line of each key, unless it was taken back; in the order in which they were last said."
     found = {}
@@ -185,7 +185,7 @@ def newest(ratings: Iterable[Rating]) -> dict[tuple, Rating]:
         if r.value is not None or r.note: found[r.key] = r
     return found
 
-# %% ../nbs/21_ratings.ipynb #7e93fdb6
+# %% ../nbs/21_ratings.ipynb #f5021d1d
 class RatingFile:
     "ratings.jsonl: lines are only ever added, and each is on the disk before anybody hears that it was saved."
     def __init__(self, folder: str | Path):
@@ -202,7 +202,7 @@ class RatingFile:
             f.flush()
             os.fsync(f.fileno())
 
-# %% ../nbs/21_ratings.ipynb #4bc878dc
+# %% ../nbs/21_ratings.ipynb #0aff8802
 def _rating(line: bytes) -> Rating | None:
     try: return Rating.model_validate_json(line)
     except ValidationError: return None
@@ -214,14 +214,14 @@ def read(self: RatingFile) -> tuple[list[Rating], int]:
     found = [_rating(line) for line in lines if line.strip()]
     return [r for r in found if r], found.count(None)
 
-# %% ../nbs/21_ratings.ipynb #a5de3263
+# %% ../nbs/21_ratings.ipynb #51a7786e
 @patch
 def check(self: RatingFile):
     "Raises DataError where no rating could be kept."
     try: self.path.open('ab').close()
     except OSError as e: raise DataError(f'{self.path} can not be written: {e.strerror}; copy the reports elsewhere') from None
 
-# %% ../nbs/21_ratings.ipynb #7e2cf0fb
+# %% ../nbs/21_ratings.ipynb #1551042a
 class Said(NamedTuple):
     "Ratings that count, and what was left out."
     ratings: list[Rating]
@@ -234,7 +234,7 @@ def counted(ratings: Iterable[Rating]) -> Said:
     kept = [r for r in found if r.editions == last[r.question, r.systems]]
     return Said(kept, len(found) - len(kept))
 
-# %% ../nbs/21_ratings.ipynb #b28da00a
+# %% ../nbs/21_ratings.ipynb #66f4434f
 def _reward(folder):
     "The reward beside a report, or None."
     try:
@@ -251,7 +251,7 @@ def judged(folder: Path) -> dict[str, float]:
     if len(found) == 2: found['together'] = fmean(found.values())
     return found
 
-# %% ../nbs/21_ratings.ipynb #d1706592
+# %% ../nbs/21_ratings.ipynb #b9fef068
 JUDGE = 'the judge'
 
 def verdicts_of(items: Iterable[Item], ratings: list[Rating]) -> list[Rating]:
@@ -265,14 +265,14 @@ def verdicts_of(items: Iterable[Item], ratings: list[Rating]) -> list[Rating]:
         found[r.key[:3], r.criterion] = r.model_copy(update=dict(rater=JUDGE, value=value))
     return list(found.values())
 
-# %% ../nbs/21_ratings.ipynb #403e72d5
+# %% ../nbs/21_ratings.ipynb #bb088856
 FEWEST = 10     # items; with fewer, an interval covers nearly all that is possible
 
 def short_of(n: int, what: str) -> str:
     "What is missing, or ''."
     return '' if n >= FEWEST else f'{n} {what}, {FEWEST - n} more are needed'
 
-# %% ../nbs/21_ratings.ipynb #5f1ee21d
+# %% ../nbs/21_ratings.ipynb #1a4ecb1f
 def agreement(one: Iterable[Rating], other: Iterable[Rating]) -> Estimate | str:
     "Kappa of two raters on one criterion: with quadratic weights for grades, plain for pairs. Or what is missing."
     first, second = ({r.key[:3]: r for r in ratings} for ratings in (one, other))
@@ -282,7 +282,7 @@ def agreement(one: Iterable[Rating], other: Iterable[Rating]) -> Estimate | str:
     found = kappa([first[k].value for k in both], [second[k].value for k in both], weights, [k[0] for k in both])
     return found if found.value is not None else found.method
 
-# %% ../nbs/21_ratings.ipynb #4e0a004a
+# %% ../nbs/21_ratings.ipynb #bea0e07d
 class Table(NamedTuple):
     "A heading, and lines of a name and what is known."
     heading: str
@@ -292,19 +292,19 @@ class Table(NamedTuple):
         width = max((len(name) for name, _ in self.lines), default=0)
         return '\n'.join([self.heading, *(f'  {name:{width}}  {known}' for name, known in self.lines)])
 
-# %% ../nbs/21_ratings.ipynb #ff6679fe
+# %% ../nbs/21_ratings.ipynb #7b2c1ffa
 def _by(ratings, what) -> dict[str, list]:
     "Ratings in groups, in alphabetical order."
     return {k: list(g) for k, g in groupby(sorted(ratings, key=what), what)}
 
-# %% ../nbs/21_ratings.ipynb #e6ecb305
+# %% ../nbs/21_ratings.ipynb #c1462344
 def means(ratings: list[Rating]) -> Table:
     "Mean grade of each system and criterion."
     groups = _by(ratings, lambda r: (r.systems[0], r.criterion))
     tell = lambda g: short_of(len(g), 'ratings') or estimate([r.value for r in g], [r.question for r in g], (1, 5))
     return Table('Mean grades, 1 to 5', [(' '.join(k), str(tell(g))) for k, g in groups.items()])
 
-# %% ../nbs/21_ratings.ipynb #81b4987a
+# %% ../nbs/21_ratings.ipynb #80ca2482
 def agreements(ratings: list[Rating], judge: list[Rating]) -> list[Table]:
     "Between each two raters, and of each rater with the judge; a line for each criterion."
     between, with_judge = [], []
@@ -318,13 +318,13 @@ def agreements(ratings: list[Rating], judge: list[Rating]) -> list[Table]:
     how = 'kappa, quadratic weights' if len(ratings[0].systems) == 1 else "Cohen's kappa"
     return [Table(f'Agreement between raters ({how})', between), Table(f'Agreement with {JUDGE} ({how})', with_judge)]
 
-# %% ../nbs/21_ratings.ipynb #ec7cf92c
+# %% ../nbs/21_ratings.ipynb #077f18f2
 def game_of(rating: Rating) -> Game:
     "A rating of two as the arena reads it: in the order that was shown."
     value = rating.value if rating.shown == rating.systems else -rating.value
     return Game(*rating.shown, {1: 'A', 0: 'Tie', -1: 'B'}[value], rating.question)
 
-# %% ../nbs/21_ratings.ipynb #14332bdc
+# %% ../nbs/21_ratings.ipynb #2e28975d
 def _won(games) -> list[tuple[str, str]]:
     rates, strengths = win_rates(games), bradley_terry(games).systems
     lines = []
@@ -334,7 +334,7 @@ def _won(games) -> list[tuple[str, str]]:
     bias = position_bias([g.verdict for g in games], [g.question for g in games])
     return [*lines, ('left less right', str(bias))]
 
-# %% ../nbs/21_ratings.ipynb #f84ee81c
+# %% ../nbs/21_ratings.ipynb #4fddd78e
 def preferences(ratings: list[Rating]) -> list[Table]:
     "For each criterion: win rates, strengths, and what the left side is worth."
     tables = []
@@ -343,7 +343,7 @@ def preferences(ratings: list[Rating]) -> list[Table]:
         tables.append(Table(f'Preferred, {criterion}', [('all', lacks)] if lacks else _won(list(map(game_of, group)))))
     return tables
 
-# %% ../nbs/21_ratings.ipynb #18c83b42
+# %% ../nbs/21_ratings.ipynb #b2975788
 def tables(ratings: Iterable[Rating], items: Iterable[Item] = ()) -> list[Table]:
     "All that a file of ratings says; `items` are the reports that are there, for the judge's grades."
     said, items = counted(ratings), list(items)

@@ -2,7 +2,7 @@
 'use strict'
 const body = document.body, item = body.dataset.item, said = document.querySelector('.said'), note = document.getElementById('note')
 const rows = [...document.querySelectorAll('.row')], pressed = row => row.querySelector('[aria-pressed=true]')
-let busy = false, kept = note ? note.value : '', began = performance.now(), hidden = 0, left = 0
+let busy = false, saving = Promise.resolve(true), kept = note ? note.value : '', began = performance.now(), hidden = 0, left = 0
 let active = rows.find(row => !pressed(row)) || rows[0]
 
 document.addEventListener('visibilitychange', () => {   // a rater who is away takes no time
@@ -21,26 +21,35 @@ function say(words, bad) {
 }
 
 async function send(what) {
-  busy = true
-  body.setAttribute('aria-busy', 'true')
   try {
     const reply = await fetch('act', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({item: item, ...what})})
     const told = await reply.json()
-    if (!reply.ok) return say(told.problem, true)
-    return told
+    if (reply.ok) return told
+    say(told.problem, true)
   } catch {
     say('Not saved: the server does not answer. Start `llmi rate` again; what was saved before is kept.', true)
-  } finally {
-    busy = false
-    body.removeAttribute('aria-busy')
   }
 }
 
-async function keep() {     // the note, when it has changed
-  if (!note || note.value === kept) return true
-  const words = note.value, done = await send({do: 'note', note: words})
-  if (done) { kept = words; say('The note is saved.') }
-  return done
+function keep() {     // the note, when it has changed; one after the other
+  return saving = saving.then(async () => {
+    const words = note ? note.value : ''
+    if (words === kept) return true
+    const done = await send({do: 'note', note: words})
+    if (!done) return false
+    kept = words
+    say('The note is saved.')
+    return true
+  })
+}
+
+async function alone(act) {     // a key that comes while another is being saved is not meant
+  if (busy) return
+  busy = true
+  body.setAttribute('aria-busy', 'true')
+  await act()
+  busy = false
+  body.removeAttribute('aria-busy')
 }
 
 async function rate(button) {
@@ -64,8 +73,7 @@ async function go(what) {
 
 document.addEventListener('click', e => {
   const button = e.target.closest('button')
-  if (!button || busy) return
-  if (button.dataset.do) go(button.dataset.do); else rate(button)
+  if (button) alone(() => button.dataset.do ? go(button.dataset.do) : rate(button))
 })
 
 document.addEventListener('focusin', e => {
@@ -85,6 +93,6 @@ document.addEventListener('keydown', e => {
   if (found) { e.preventDefault(); found.click() }
 })
 
-if (note) note.addEventListener('blur', () => busy || keep())
+if (note) note.addEventListener('blur', keep)
 for (const a of document.querySelectorAll('main a[rel]')) a.target = '_blank'   // a link in a report must not end the rating
 if (active) mark(active)
