@@ -1360,6 +1360,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmi_kit.rating_page.Desk.act': ('rating_page.html#desk.act', 'llmi_kit/rating_page.py'),
                                       'llmi_kit.rating_page.Desk.broken': ('rating_page.html#desk.broken', 'llmi_kit/rating_page.py'),
                                       'llmi_kit.rating_page.Desk.count': ('rating_page.html#desk.count', 'llmi_kit/rating_page.py'),
+                                      'llmi_kit.rating_page.Desk.frame': ('rating_page.html#desk.frame', 'llmi_kit/rating_page.py'),
                                       'llmi_kit.rating_page.Desk.in_order': ('rating_page.html#desk.in_order', 'llmi_kit/rating_page.py'),
                                       'llmi_kit.rating_page.Desk.key': ('rating_page.html#desk.key', 'llmi_kit/rating_page.py'),
                                       'llmi_kit.rating_page.Desk.key_for': ('rating_page.html#desk.key_for', 'llmi_kit/rating_page.py'),
