@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmi_kit.hacks._words': ('hacks.html#_words', 'llmi_kit/hacks.py'),
                                 'llmi_kit.hacks.a_literal_image': ('hacks.html#a_literal_image', 'llmi_kit/hacks.py'),
                                 'llmi_kit.hacks.a_picture_in_disguise': ('hacks.html#a_picture_in_disguise', 'llmi_kit/hacks.py'),
+                                'llmi_kit.hacks.a_pie_of_anything': ('hacks.html#a_pie_of_anything', 'llmi_kit/hacks.py'),
                                 'llmi_kit.hacks.a_thought_instead': ('hacks.html#a_thought_instead', 'llmi_kit/hacks.py'),
                                 'llmi_kit.hacks.all_in_a_code_block': ('hacks.html#all_in_a_code_block', 'llmi_kit/hacks.py'),
                                 'llmi_kit.hacks.an_echo': ('hacks.html#an_echo', 'llmi_kit/hacks.py'),
