@@ -5,7 +5,7 @@ __all__ = ['PARTS', 'SMALL', 'FLIGHTS', 'GSPO_CLIP', 'row_json', 'dataset_of', '
            'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'in_single_precision', 'with_lora', 'policy',
            'processes', 'share', 'trainer_of']
 
-# %% ../nbs/14_grpo.ipynb #6e2516c2
+# %% ../nbs/14_grpo.ipynb #8b390436
 import asyncio, base64, io, json, os
 from pathlib import Path
 from typing import Literal
@@ -28,13 +28,13 @@ from .reward import Reward
 from .scorer import Scorer, row_from
 from .writer import question_with_inputs
 
-# %% ../nbs/14_grpo.ipynb #a40afb27
+# %% ../nbs/14_grpo.ipynb #a5995b0c
 def row_json(row: Row) -> str:
     "All that a reward needs of a row, as one text: columns of a dataset have one type."
     pictures = [dict(uri=p.data_uri(), title=p.origin.title) for p in row.images]
     return json.dumps(row.extra_info.model_dump(mode='json') | dict(images=pictures))
 
-# %% ../nbs/14_grpo.ipynb #6676b87d
+# %% ../nbs/14_grpo.ipynb #a70852df
 def dataset_of(
     rows: list[Row],
     prompt: Literal['full', 'compact'] = 'compact',     # system prompt
@@ -45,7 +45,7 @@ def dataset_of(
         return [dict(role='system', content=instructions(prompt)), dict(role='user', content=text)]
     return Dataset.from_list([dict(prompt=turns(r), extra_info=row_json(r)) for r in rows])
 
-# %% ../nbs/14_grpo.ipynb #6cc42147
+# %% ../nbs/14_grpo.ipynb #9e361b6d
 PARTS = dict(count=.2, text=.5, pictures=.3)    # and their weights (paper, section 4)
 
 def contributions(
@@ -61,7 +61,7 @@ def contributions(
         found = dict(count=.2*reward.count, text=.5*(reward.text or 0.), pictures=.3*scale*(reward.pictures or 0.))
     return {name: value for name, value in found.items() if name != without}
 
-# %% ../nbs/14_grpo.ipynb #bf034d5f
+# %% ../nbs/14_grpo.ipynb #5bcec7c8
 class Rollout(BaseModel):
     "An answer of the policy and what it was worth."
     model_config = ConfigDict(frozen=True)
@@ -71,7 +71,7 @@ class Rollout(BaseModel):
     pictures: list[str]         # one a tag: a small copy as a data address, or the sentence that says why there is none
     reward: Reward
 
-# %% ../nbs/14_grpo.ipynb #e0e6f600
+# %% ../nbs/14_grpo.ipynb #e60cb74b
 SMALL = 224     # pixels of a small copy's longer side
 
 def small_copy(result: Picture | Failure | None) -> str:
@@ -83,7 +83,7 @@ def small_copy(result: Picture | Failure | None) -> str:
     image.save(file, 'WEBP', quality=75)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../nbs/14_grpo.ipynb #1d8f2c7e
+# %% ../nbs/14_grpo.ipynb #ee0fb6b4
 class Rewards:
     "Scores answers for the parts. What was scored stays in `store`; `seen` are a trainer's rollouts since it was last emptied."
     def __init__(self,
@@ -108,7 +108,7 @@ class Rewards:
         text = await self.store.once(key, make, keep=lambda _: made[0].reward.value is not None)
         return made[0] if made else Rollout.model_validate_json(text)
 
-# %% ../nbs/14_grpo.ipynb #2dd21987
+# %% ../nbs/14_grpo.ipynb #0f1cdd63
 FLIGHTS = 4096      # answers whose rewards stay in memory for the other parts of the reward
 
 @patch
@@ -118,7 +118,7 @@ async def of(self: Rewards, answer: str, info: str) -> Rollout:
     while len(self.flights) > FLIGHTS: self.flights.pop(next(iter(self.flights)))
     return await self.flights[answer, info]
 
-# %% ../nbs/14_grpo.ipynb #6aa9d014
+# %% ../nbs/14_grpo.ipynb #60c83c8d
 def measures(reward: Reward) -> dict[str, float]:
     "What a trainer's log says of an answer that has a reward: its parts, pictures made, and whether the tools are the right ones."
     if reward.value is None: return {}
@@ -126,7 +126,7 @@ def measures(reward: Reward) -> dict[str, float]:
                  right_tools=set(reward.tools.attempted) == set(reward.tools.required))
     return {f'llmi/{k}': float(v) for k, v in found.items() if v is not None}
 
-# %% ../nbs/14_grpo.ipynb #0d6d55e6
+# %% ../nbs/14_grpo.ipynb #7c1c98a3
 def _said(completion): return completion if isinstance(completion, str) else completion[-1]['content']
 
 class Part:
@@ -141,7 +141,7 @@ class Part:
             for name, value in (pair for f in found for pair in measures(f.reward).items()): log_metric and log_metric(name, value)
         return [contributions(f.reward, self.without)[self.name] for f in found]
 
-# %% ../nbs/14_grpo.ipynb #abd574bb
+# %% ../nbs/14_grpo.ipynb #61dce50a
 class Recipe(BaseModel):
     "Everything that determines a training besides backbone, rows and reward."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -169,7 +169,7 @@ class Recipe(BaseModel):
         if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
         return self
 
-# %% ../nbs/14_grpo.ipynb #3b220d4f
+# %% ../nbs/14_grpo.ipynb #4b0041d8
 @patch(as_prop=True)
 def parts(self: Recipe) -> dict[str, float]:
     "Parts of the reward that are learned from, and their weights."
@@ -185,7 +185,7 @@ def at_once(self: Recipe) -> int:
     "Answers whose gradient is computed at once: the largest number up to `micro` that divides a step's."
     return max(n for n in range(1, self.micro + 1) if self.batch % n == 0)
 
-# %% ../nbs/14_grpo.ipynb #36ebb53e
+# %% ../nbs/14_grpo.ipynb #973af750
 GSPO_CLIP = (3e-4, 4e-4)    # paper, section 5: for ratios of whole answers
 
 def trl_config(
@@ -210,14 +210,14 @@ def trl_config(
         save_steps=save_steps, save_total_limit=2, bf16=False, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         gradient_checkpointing=torch.cuda.is_available())     # memory is scarce there, time here
 
-# %% ../nbs/14_grpo.ipynb #66a5694e
+# %% ../nbs/14_grpo.ipynb #1abd9b0a
 def in_single_precision(model):
     "The model, with what learns in float32: a step's change is too small for 16 bits. (TRL puts LoRA on NF4 into bfloat16.)"
     for p in model.parameters():
         if p.requires_grad: p.data = p.data.float()
     return model
 
-# %% ../nbs/14_grpo.ipynb #5ab1e17d
+# %% ../nbs/14_grpo.ipynb #08e2a411
 def with_lora(
     model,
     rank: int = 16,
@@ -232,7 +232,7 @@ def with_lora(
     else: model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2*rank, target_modules=targets, task_type='CAUSAL_LM'))
     return in_single_precision(model)
 
-# %% ../nbs/14_grpo.ipynb #6ec01012
+# %% ../nbs/14_grpo.ipynb #07a4e0c4
 def policy(
     backbone: str = 'embedded',
     quantization: str = 'none',     # none or nf4
@@ -244,12 +244,12 @@ def policy(
     model, words = load(backbone, quantization)
     return with_lora(model, rank, adapter, seed), words
 
-# %% ../nbs/14_grpo.ipynb #292e7623
+# %% ../nbs/14_grpo.ipynb #4b64dbbf
 def processes() -> int:
     "How many processes train together (accelerate and torchrun say so in WORLD_SIZE)."
     return int(os.environ.get('WORLD_SIZE', 1))
 
-# %% ../nbs/14_grpo.ipynb #9d994104
+# %% ../nbs/14_grpo.ipynb #09ad8b2e
 def share(
     recipe: Recipe,
     n: int | None = None,   # None: `processes()`
@@ -259,7 +259,7 @@ def share(
     if recipe.prompts % n: raise ValueError(f'{n} processes can not share {recipe.prompts} prompts evenly: give a multiple of {n}')
     return recipe.model_copy(update=dict(prompts=recipe.prompts//n))
 
-# %% ../nbs/14_grpo.ipynb #bdf12fde
+# %% ../nbs/14_grpo.ipynb #f56e25af
 def trainer_of(
     model, words,               # of `policy`
     rows: list[Row],
