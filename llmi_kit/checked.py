@@ -6,7 +6,7 @@ __all__ = ['CHECKS', 'LEFT', 'MET', 'Answer', 'checks', 'tools_fault', 'count_fa
            'form_fault', 'ancestors', 'edited_fault', 'Mark', 'Checked', 'calls', 'unwritten', 'check_document',
            'evaluate', 'scores', 'group_table', 'kind_table']
 
-# %% ../nbs/21_checked.ipynb #8243fe04
+# %% ../nbs/21_checked.ipynb #20548b7b
 import asyncio, re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ from .toolkit import Toolkit, resolve
 from .tools.photos import shipped
 from .writer import spoken
 
-# %% ../nbs/21_checked.ipynb #fd09fd30
+# %% ../nbs/21_checked.ipynb #29b9428d
 class Answer(NamedTuple):
     "An answer laid out for its criteria."
     question: Checkable
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     @property
     def made(self) -> list[Tag]: return [t for t in self.document.tags if isinstance(t.result, Picture)]
 
-# %% ../nbs/21_checked.ipynb #956f0e21
+# %% ../nbs/21_checked.ipynb #82e10ba5
 CHECKS: dict[str, Callable[[Criterion, Answer], str]] = {}
 
 def checks(kind: str):
@@ -49,7 +49,7 @@ def checks(kind: str):
         return f
     return register
 
-# %% ../nbs/21_checked.ipynb #89fb113b
+# %% ../nbs/21_checked.ipynb #2cfbb5bf
 @checks('tools')
 def tools_fault(c, a: Answer) -> str:
     used = {t.source for t in a.valid}
@@ -57,7 +57,7 @@ def tools_fault(c, a: Answer) -> str:
     if missing: return f"no valid tag uses {' and '.join(missing)}"
     return f"{' and '.join(more)} is not needed" if more else ''
 
-# %% ../nbs/21_checked.ipynb #3acd072c
+# %% ../nbs/21_checked.ipynb #ae55f9dc
 @checks('count')
 def count_fault(c, a: Answer) -> str:
     made, tags = len(a.made), len(a.document.tags)
@@ -65,13 +65,13 @@ def count_fault(c, a: Answer) -> str:
     if c.least <= made <= (made if c.most is None else c.most): return ''
     return f"{made} pictures were made instead of {c.least}{' or more' if c.most is None else '' if c.most == c.least else f' to {c.most}'}"
 
-# %% ../nbs/21_checked.ipynb #11126684
+# %% ../nbs/21_checked.ipynb #f171522f
 @checks('order')
 def order_fault(c, a: Answer) -> str:
     came = list(dict.fromkeys(t.source for t in a.valid if t.source in c.sources))
     return '' if came == c.sources else f"the pictures come as {', '.join(came) or 'none'} instead of {', '.join(c.sources)}"
 
-# %% ../nbs/21_checked.ipynb #0000084e
+# %% ../nbs/21_checked.ipynb #ef0766a2
 LEFT = {'a part of a tag': r'<\s*/?\s*imgen\b', 'an <image> mark': r'<\s*/?\s*(?:image|img|fail_to_generate_image)\b',
         'a picture link': r'!\[[^\]\n]{0,300}\]\(', 'a <think> mark': r'<\s*/?\s*think\b'}
 
@@ -84,62 +84,62 @@ def clean_fault(c, a: Answer) -> str:
         if len(re.findall(r'^\s*(?:```|~~~)', a.document.answer[:tag.start], re.M)) % 2: return 'a tag stands in a code block'
     return ''
 
-# %% ../nbs/21_checked.ipynb #2985b16e
+# %% ../nbs/21_checked.ipynb #680c0d24
 def spelt(text: str) -> str:
     text = re.sub(r'[*_`]', '', text.casefold())
     return ' '.join(re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', re.sub(r'[-\u2010-\u2015]', ' ', text)).split())
 
-# %% ../nbs/21_checked.ipynb #a8e06e7d
+# %% ../nbs/21_checked.ipynb #cdbb0a78
 def absent(words: list[list[str]], text: str, endings: str = '') -> str:
     "The first list of which no word stands in the text, by its first word."
     has = lambda word: re.search(rf'(?<!\w){re.escape(spelt(word))}(?:{endings})(?!\w)', spelt(text))
     return next((options[0] for options in words if not any(map(has, options))), '')
 
-# %% ../nbs/21_checked.ipynb #e68cb9a5
+# %% ../nbs/21_checked.ipynb #c3d56fd8
 @checks('says')
 def says_fault(c, a: Answer) -> str:
     lost = absent(c.words, a.prose)
     return f"the text does not say '{lost}'" if lost else ''
 
-# %% ../nbs/21_checked.ipynb #de89ce68
+# %% ../nbs/21_checked.ipynb #758ee53a
 @checks('length')
 def length_fault(c, a: Answer) -> str:
     n = len(re.findall(r"\w[\w'’-]*", a.prose))
     return '' if c.least <= n <= c.most else f'the text has {n} words instead of {c.least} to {c.most}'
 
-# %% ../nbs/21_checked.ipynb #a6827192
+# %% ../nbs/21_checked.ipynb #a4c4555b
 def is_photo(origin: Origin, photo: str) -> bool:
     "Is it this photograph of the packages?"
     return any((origin.title, origin.address) == (p.title, p.path) for p in shipped() if p.id == photo)
 
-# %% ../nbs/21_checked.ipynb #94761179
+# %% ../nbs/21_checked.ipynb #b2932397
 @checks('found')
 def found_fault(c, a: Answer) -> str:
     results = [t.result.origin for t in a.made if t.source == 'search']
     if any(is_photo(o, c.photo) for o in results): return ''
     return f"the search found '{results[0].title}', which is not '{c.photo}'" if results else f"no search brought '{c.photo}'"
 
-# %% ../nbs/21_checked.ipynb #d349a3e3
+# %% ../nbs/21_checked.ipynb #0005c5c5
 @checks('drawn')
 def drawn_fault(c, a: Answer) -> str:
     lost = [absent(c.words, t.params['prompt'], '|s|es') for t in a.made if t.source == 'diffusion']
     if not lost: return 'nothing was drawn'
     return '' if '' in lost else f"no drawing was asked for with '{lost[0]}'"
 
-# %% ../nbs/21_checked.ipynb #91e092c3
+# %% ../nbs/21_checked.ipynb #743d3587
 @checks('chart')
 def numbers_fault(c, a: Answer) -> str:
     faults = [chart_fault(c, shown) for _, shown in a.charts]
     return '' if '' in faults else faults[0] if faults else 'no chart was drawn'
 
-# %% ../nbs/21_checked.ipynb #0ded867f
+# %% ../nbs/21_checked.ipynb #ef66879b
 @checks('form')
 def form_fault(c, a: Answer) -> str:
     found = [forms(tag.params['code']) for tag, _ in a.charts]
     if not found: return 'no chart was drawn'
     return '' if any(c.form in f for f in found) else f"no chart is a {c.form}: it is {' and '.join(sorted(found[0])) or 'something else'}"
 
-# %% ../nbs/21_checked.ipynb #043eb795
+# %% ../nbs/21_checked.ipynb #45a04c4e
 def ancestors(a: Answer, tag: Tag) -> tuple[list[Picture], str]:
     "The pictures that an edit comes from, nearest first, and what the last one is: a photograph's id, 'drawing' or 'chart'."
     pool, n, chain = a.document.pool(), len(a.question.photos), []
@@ -152,7 +152,7 @@ def ancestors(a: Answer, tag: Tag) -> tuple[list[Picture], str]:
     origin = chain[-1].origin if isinstance(chain[-1], Picture) else Origin(tool='search')
     return chain, next((p.id for p in shipped() if is_photo(origin, p.id)), '')
 
-# %% ../nbs/21_checked.ipynb #f8f8abdc
+# %% ../nbs/21_checked.ipynb #4161613e
 @checks('edited')
 def edited_fault(c, a: Answer) -> str:
     faults = []
@@ -162,7 +162,7 @@ def edited_fault(c, a: Answer) -> str:
     if '' in faults: return ''
     return f"'{c.change}' of '{c.of}': {faults[0]}" if faults else f"no edit of '{c.of}' was made"
 
-# %% ../nbs/21_checked.ipynb #dbc4cf6b
+# %% ../nbs/21_checked.ipynb #13e40fc5
 MET = dict(tools='it uses the needed tools and no other', count='it has the wanted number of pictures', order='the pictures come in order',
            clean='nothing is left over in the text', says='the text says it', length='the text is as long as wanted',
            found='the photograph was found', drawn='the drawing was asked for in its words', chart='a chart plots exactly these numbers',
@@ -175,7 +175,7 @@ class Mark(BaseModel):
     met: bool
     reason: str     # one sentence
 
-# %% ../nbs/21_checked.ipynb #67293f62
+# %% ../nbs/21_checked.ipynb #dba54f50
 class Checked(BaseModel):
     "What became of one question."
     model_config = ConfigDict(frozen=True)
@@ -192,7 +192,7 @@ class Checked(BaseModel):
     @property
     def all_met(self) -> bool: return all(m.met for m in self.marks)
 
-# %% ../nbs/21_checked.ipynb #0398bd2b
+# %% ../nbs/21_checked.ipynb #6239ca22
 def calls(q: Checkable, document: Document | None) -> dict[str, int]:
     "Calls by what they are worth: hits, missed, unneeded."
     needed, tags = Counter(q.tools.needed), document.tags if document else []
@@ -201,18 +201,18 @@ def calls(q: Checkable, document: Document | None) -> dict[str, int]:
     unneeded = sum(n for source, n in (made - needed).items() if source not in q.tools.optional) + sum(bool(t.error) for t in tags)
     return dict(hits=hits, missed=sum(needed.values()) - hits, unneeded=unneeded)
 
-# %% ../nbs/21_checked.ipynb #6ed3b255
+# %% ../nbs/21_checked.ipynb #7798beae
 def _marked(a: Answer) -> list[Mark]:
     faults = [(c.kind, CHECKS[c.kind](c, a)) for c in a.question.criteria]
     return [Mark(kind=kind, met=not fault, reason=fault or MET[kind]) for kind, fault in faults]
 
-# %% ../nbs/21_checked.ipynb #2c9e8b43
+# %% ../nbs/21_checked.ipynb #d5181a3e
 def unwritten(q: Checkable) -> Checked:
     "What a question without an answer gets: nothing."
     marks = [Mark(kind=c.kind, met=False, reason='there is no answer') for c in q.criteria]
     return Checked(id=q.id, group=q.group, written=False, marks=marks, **calls(q, None))
 
-# %% ../nbs/21_checked.ipynb #c962523e
+# %% ../nbs/21_checked.ipynb #e581384a
 async def check_document(
     q: Checkable,
     document: Document,     # resolved, with the question's photographs as inputs
@@ -224,7 +224,7 @@ async def check_document(
     marks = await asyncio.to_thread(_marked, Answer(q, document, list(zip(drawn, shown, strict=True))))
     return Checked(id=q.id, group=q.group, written=True, marks=marks, **calls(q, document))
 
-# %% ../nbs/21_checked.ipynb #f46738ab
+# %% ../nbs/21_checked.ipynb #91426320
 async def evaluate(
     answers: dict[str, str | None],             # by the question's id, as the writer wrote them
     toolkit: Toolkit,
@@ -243,25 +243,25 @@ async def evaluate(
         return checked
     with bar: return await asyncio.gather(*map(one, questions))
 
-# %% ../nbs/21_checked.ipynb #fa3f7295
+# %% ../nbs/21_checked.ipynb #4e451889
 async def _evaluated(q, answer, toolkit, seed):
     if answer is None: return unwritten(q)
     document = parse(spoken(answer), len(q.photos))
     return await check_document(q, await resolve(document, toolkit, inputs=list(to_row(q).images), seed=seed), toolkit)
 
-# %% ../nbs/21_checked.ipynb #8b3b6c07
+# %% ../nbs/21_checked.ipynb #31f6fbbd
 def _calls_estimate(checked, good, bad):
     ones = [(v, c.id) for c in checked for v in [1]*good(c) + [0]*bad(c)]
     return estimate([v for v, _ in ones], [i for _, i in ones])
 
-# %% ../nbs/21_checked.ipynb #da372b41
+# %% ../nbs/21_checked.ipynb #4215e927
 def scores(checked: list[Checked]) -> dict[str, Estimate]:
     "criteria, all met, precision, recall: each with its interval."
     return {'criteria': estimate([c.share for c in checked]), 'all met': estimate([float(c.all_met) for c in checked]),
             'precision': _calls_estimate(checked, lambda c: c.hits, lambda c: c.unneeded),
             'recall': _calls_estimate(checked, lambda c: c.hits, lambda c: c.missed)}
 
-# %% ../nbs/21_checked.ipynb #e59c1415
+# %% ../nbs/21_checked.ipynb #ef8f3d1e
 def _shown(e: Estimate) -> str:
     if e.value is None: return '-'
     return f'{e.value:.2f} ({e.low:.2f} to {e.high:.2f})' if e.low is not None else f'{e.value:.2f}'
@@ -269,13 +269,13 @@ def _shown(e: Estimate) -> str:
 def _row(checked):
     return dict(questions=len(checked), missing=sum(not c.written for c in checked)) | {k: _shown(e) for k, e in scores(checked).items()}
 
-# %% ../nbs/21_checked.ipynb #d9d55625
+# %% ../nbs/21_checked.ipynb #625781f8
 def group_table(checked: list[Checked]) -> pd.DataFrame:
     "A row per group of questions, and one for all."
     groups = {g: [c for c in checked if c.group == g] for g in dict.fromkeys(c.group for c in checked)}
     return pd.DataFrame({g: _row(part) for g, part in (groups | {'all': checked}).items()}).T
 
-# %% ../nbs/21_checked.ipynb #f07c0922
+# %% ../nbs/21_checked.ipynb #416ab018
 def kind_table(checked: list[Checked]) -> pd.DataFrame:
     "A row per kind of criterion: how often it comes, how often it is met, and the commonest reason why not."
     marks = [(m, c.id) for c in checked for m in c.marks]
