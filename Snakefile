@@ -15,12 +15,12 @@ wildcard_constraints:
     run=r"seed-\d+(-without-(count|text|pictures)|-reference)?",
 
 
-def run_of(run):
+def run_of(wildcards):
     "Parameters of a GRPO run from its name: seed-3, seed-3-without-text, seed-3-reference."
-    _, seed, *other = run.split("-", 2)
+    _, seed, *other = wildcards.run.split("-", 2)
     words = f"-p seed {seed}"
     if not other: return words
-    words += f" -p like ../../results/{PROFILE}/grpo/seed-{seed}"
+    words += f" -p like ../../results/{wildcards.profile}/grpo/seed-{seed}"
     return words + (" -p variant reference" if other[0] == "reference" else f" -p without {other[0].removeprefix('without-')}")
 
 
@@ -68,7 +68,7 @@ rule grpo:
         "results/{profile}/logs/grpo-{run}.log",
     threads: 2
     params:
-        words=lambda wildcards: run_of(wildcards.run),
+        words=run_of,
     shell:
         "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
         " -p profile {wildcards.profile} -p out ../../results/{wildcards.profile}/grpo/{wildcards.run} {params.words} > {log} 2>&1"

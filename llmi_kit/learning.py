@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'SMOOTH', 'PANELS', 'LOOKS', 'Held', 'held', 'measure', 'Run', 'gain', 'gains', 'card_figures',
-           'over_seeds', 'curves', 'changes', 'ablation_table', 'ablation_figure']
+           'over_seeds', 'curves', 'changes', 'ablation_table', 'ablation_figure', 'counted', 'habits']
 
-# %% ../nbs/14_learning.ipynb #84686fd8
+# %% ../nbs/14_learning.ipynb #b1e7f377
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from . import adapter
 from .backbone import load
 from .config import Profile
 from .data import Row
-from .grpo import PARTS, Recipe, Rewards, Rollout
+from .document import parse
+from .grpo import PARTS, Recipe, Rewards, Rollout, row_json
 from .grpo_run import held_out
 from .intervals import Comparison, compare, estimate
 
-# %% ../nbs/14_learning.ipynb #6e35e739
+# %% ../nbs/14_learning.ipynb #3437af8e
 class Held(BaseModel):
     "What is kept of an answer to a held-out question. None: no verdict, or no picture to judge."
     model_config = ConfigDict(frozen=True)
@@ -37,7 +39,7 @@ class Held(BaseModel):
     served: float               # 1: and each of them made a picture
     answer: str
 
-# %% ../nbs/14_learning.ipynb #54a527ab
+# %% ../nbs/14_learning.ipynb #2a343874
 def held(rollout: Rollout) -> Held:
     "The numbers of a rollout."
     r, tools = rollout.reward, rollout.reward.tools
@@ -45,7 +47,7 @@ def held(rollout: Rollout) -> Held:
     return Held(question=rollout.question, tools=tools.required, value=r.value, count=r.count, text=r.text, pictures=r.pictures,
                 made=r.n_pictures, right_tools=right, served=right and set(tools.succeeded) == set(tools.required), answer=rollout.answer)
 
-# %% ../nbs/14_learning.ipynb #475f6cc3
+# %% ../nbs/14_learning.ipynb #31be0a1b
 async def measure(
     profile: Profile,
     adapter: str | Path,            # embedded, a folder; empty: the bare backbone
@@ -62,7 +64,7 @@ async def measure(
         told[f'{t:g}'] = [held(r) for r in await held_out(model, words, rows, rewards, t, max_tokens, profile.prompt, seed)]
     return told
 
-# %% ../nbs/14_learning.ipynb #06cabd6c
+# %% ../nbs/14_learning.ipynb #acf8d2b4
 class Run(BaseModel):
     "A training with its log and its measures, as one file. More fields are kept."
     model_config = ConfigDict(frozen=True, extra='allow')
@@ -81,7 +83,7 @@ class Run(BaseModel):
     @classmethod
     def read(cls, file: Path) -> 'Run': return cls.model_validate_json(Path(file).read_text())
 
-# %% ../nbs/14_learning.ipynb #0e7a5aab
+# %% ../nbs/14_learning.ipynb #373c1325
 MEASURES = dict(value='reward', right_tools='right tools', served='right tools, all with a picture', count='count', text='text',
                 pictures='pictures')
 
@@ -94,7 +96,7 @@ def gain(
     of = lambda answers: [getattr(h, name) for h in answers]
     return compare(of(before), of(after), [h.question for h in before], [h.question for h in after])
 
-# %% ../nbs/14_learning.ipynb #1e3980c5
+# %% ../nbs/14_learning.ipynb #ce1e3d82
 def gains(runs: Iterable[Run], temperature: str, names=tuple(MEASURES)) -> pd.DataFrame:
     "A line a run and measure: before, after, difference with its interval, p-value, number of questions."
     lines = []
@@ -107,7 +109,7 @@ def gains(runs: Iterable[Run], temperature: str, names=tuple(MEASURES)) -> pd.Da
                               p=found.p, questions=d.groups))
     return pd.DataFrame(lines).set_index(['run', 'measure'])
 
-# %% ../nbs/14_learning.ipynb #9eddc61e
+# %% ../nbs/14_learning.ipynb #31265a24
 def card_figures(
     run: Run,
     temperature: str,
@@ -120,7 +122,7 @@ def card_figures(
         return adapter.Figure(value=after, before=before, low=d.low, high=d.high, n=d.groups)
     return {MEASURES[name]: figure(name) for name in names}
 
-# %% ../nbs/14_learning.ipynb #45c95d4d
+# %% ../nbs/14_learning.ipynb #53925ef7
 SMOOTH = 3      # steps, in the middle of which a point stands
 
 def over_seeds(
@@ -132,7 +134,7 @@ def over_seeds(
     table = pd.concat([c.rolling(SMOOTH, center=True, min_periods=1).mean() for c in columns], axis=1, join='inner')
     return pd.DataFrame(dict(mean=table.mean(axis=1), low=table.min(axis=1), high=table.max(axis=1)))
 
-# %% ../nbs/14_learning.ipynb #efbbcb7a
+# %% ../nbs/14_learning.ipynb #408e31bc
 PANELS = {'Reward and its parts': {'llmi/value': 'reward', **{f'llmi/{part}': part for part in PARTS}},
           'Answers with the right tools': {'llmi/right_tools': 'right tools'},
           'Tokens of an answer': {'completions/mean_length': 'length'}, 'Entropy of a token, nats': {'entropy': 'entropy'}}
@@ -153,7 +155,7 @@ def curves(runs: list[Run], title: str = '') -> Figure:
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/14_learning.ipynb #186db880
+# %% ../nbs/14_learning.ipynb #d834fa02
 def changes(runs: list[Run], temperature: str, names=('value', 'right_tools', 'served'), title: str = '') -> Figure:
     "Held-out means before and after each run, with 95 % intervals."
     fig, axes = plt.subplots(1, len(names), figsize=(3.4*len(names), 3.1), layout='constrained', sharey=True)
@@ -169,7 +171,7 @@ def changes(runs: list[Run], temperature: str, names=('value', 'right_tools', 's
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/14_learning.ipynb #a7419625
+# %% ../nbs/14_learning.ipynb #d27f2989
 def ablation_table(
     whole: list[Run],       # that learned from all parts, by seed
     ablated: list[Run],     # one without a part, each with a whole run of its seed
@@ -186,7 +188,7 @@ def ablation_table(
                               questions=d.groups))
     return pd.DataFrame(lines)
 
-# %% ../nbs/14_learning.ipynb #a2c131dd
+# %% ../nbs/14_learning.ipynb #7405e769
 def ablation_figure(found: pd.DataFrame, title: str = '') -> Figure:
     "What `ablation_table` says, one panel an ablated run."
     names = list(dict.fromkeys(found['run']))
@@ -199,3 +201,28 @@ def ablation_figure(found: pd.DataFrame, title: str = '') -> Figure:
         ax.set(title=name, yticks=range(len(part)), yticklabels=part['measure'], xlabel='more (less) than the whole reward')
     fig.suptitle(title)
     return fig
+
+# %% ../nbs/14_learning.ipynb #9ddccda7
+async def counted(
+    answers: list[Held],
+    rows: list[Row],        # their questions, in the same order
+    rewards: Rewards,       # another reward than they were measured with
+) -> list[float | None]:
+    "What the same answers are worth to another reward. Raises ValueError where rows are of other questions."
+    if [h.question for h in answers] != [r.extra_info.question for r in rows]: raise ValueError('the rows are not those that were answered')
+    return [r.reward.value for r in await asyncio.gather(*(rewards.rollout(h.answer, row_json(row)) for h, row in zip(answers, rows, strict=True)))]
+
+# %% ../nbs/14_learning.ipynb #cb450d29
+def habits(answers: list[Held]) -> dict[str, float]:
+    "Means an answer: words, tags, tags that can't be run, pictures; and the shares with no tag where tools are needed, and with one where none is."
+    words, tags, broken, no, needless = [], [], [], [], []
+    for h in answers:
+        document = parse(h.answer, len(h.tools) + 9)    # so many inputs that no edit points beyond them
+        said = ''.join(p for p in document.text_and_tags() if isinstance(p, str))
+        words.append(len(said.split()))
+        tags.append(len(document.tags))
+        broken.append(sum(bool(t.error) for t in document.tags))
+        (no if h.tools else needless).append(not document.tags if h.tools else bool(document.tags))
+    mean = lambda xs: float(np.mean(xs)) if xs else float('nan')
+    return {'words': mean(words), 'tags': mean(tags), 'tags that can not be run': mean(broken), 'pictures': mean([h.made for h in answers]),
+            'no tag though tools are needed': mean(no), 'a tag though none is needed': mean(needless)}
