@@ -210,11 +210,12 @@ async def counted(
 ) -> list[float | None]:
     "What the same answers are worth to another reward. Raises ValueError where rows are of other questions."
     if [h.question for h in answers] != [r.extra_info.question for r in rows]: raise ValueError('the rows are not those that were answered')
-    return [r.reward.value for r in await asyncio.gather(*(rewards.rollout(h.answer, row_json(row)) for h, row in zip(answers, rows, strict=True)))]
+    found = await asyncio.gather(*(rewards.rollout(h.answer, row_json(row)) for h, row in zip(answers, rows, strict=True)))
+    return [f.reward.value for f in found]
 
 # %% ../nbs/14_learning.ipynb #cb450d29
 def habits(answers: list[Held]) -> dict[str, float]:
-    "Means an answer: words, tags, tags that can't be run, pictures; and the shares with no tag where tools are needed, and with one where none is."
+    "Means an answer: words, tags, broken ones, pictures; shares with no tag where tools are needed, and with one where none is."
     words, tags, broken, no, needless = [], [], [], [], []
     for h in answers:
         document = parse(h.answer, len(h.tools) + 9)    # so many inputs that no edit points beyond them

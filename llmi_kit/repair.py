@@ -290,20 +290,23 @@ def digests(axes: list) -> str:
     return ' '.join([str(len(rows)), *(d if here else '-' for d, here in zip(found, has, strict=True))])
 
 # %% ../nbs/20_repair.ipynb #4dfd8893
-READ = """import gc, hashlib, re
+READ = """import base64, gc, hashlib, json, re, zlib
 import numpy as np
 from matplotlib.figure import Figure
 {functions}
 gc.collect()
 axes = [ax for f in gc.get_objects() if issubclass(type(f), Figure) for ax in f.axes if ax.get_label() != '<colorbar>']
 if any(ax.name == '3d' for ax in axes): raise LookupError('three dimensions can not be read')
-raise LookupError('plotted: ' + digests(axes))
+raise LookupError('plotted: ' + {tell}(axes))
 """
 
-def probed(code: str) -> str:
+def probed(
+    code: str,
+    tell: tuple[Callable, ...] = (digests,),    # functions for the sandbox; the last one turns Axes into text
+) -> str:
     "The program with the probe behind it."
-    parts = (tick_names, numbers, bar_points, collection_points, patch_points, series, digests)
-    source = READ.format(functions='\n'.join(map(inspect.getsource, parts)))
+    parts = (tick_names, numbers, bar_points, collection_points, patch_points, series, *tell)
+    source = READ.format(functions='\n'.join(map(inspect.getsource, parts)), tell=tell[-1].__name__)
     return f'{code}\nexec({source!r}, {{}})\n'
 
 # %% ../nbs/20_repair.ipynb #526e003a

@@ -204,12 +204,12 @@ async def test_years_as_places(toolkit):
 
 
 @settings(deadline=None)
-@given(st.text() | st.binary().map(lambda b: f'shown: {b.hex()} .'))
+@given(st.text() | st.binary().map(lambda b: f'plotted: {b.hex()} .'))
 def test_nothing_that_a_program_says_breaks_the_reader(text): assert unpacked(text) is None
 
 
 def test_what_is_cut_off_is_not_read():
-    assert unpacked('LookupError: shown: eJyLjlaKVdJRKi') is None and chart_fault(FIGS, None)
+    assert unpacked('LookupError: plotted: eJyLjlaKVdJRKi') is None and chart_fault(FIGS, None)
 
 
 @given(st.text())
