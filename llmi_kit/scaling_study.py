@@ -150,10 +150,11 @@ def quality_figure(studies: list[Studied], title: str = '') -> Figure:
         ax.plot([n*scale for n in numbers], [e.value for e in found.values()], color='black', lw=1)
         for n, e in found.items(): bar(ax, n*scale, e, fmt='o', color='black')
         ax.set(xscale='log', xlabel=label)
+        ax.minorticks_off()
     axes[0].set(xticks=numbers, xticklabels=numbers, ylabel='reward')
+    axes[1].set(xticks=[n*each for n in numbers], xticklabels=[f'{n*each:,.0f}' for n in numbers])
     bar(axes[1], all_tokens, last, fmt='D', color='#d55e00')
-    axes[1].annotate('all stages', (all_tokens, last.value), (-8, 0), textcoords='offset points', ha='right', va='center')
-    for ax in axes: ax.minorticks_off()
+    axes[1].annotate('all stages', (all_tokens, last.value), (-8, 8), textcoords='offset points', ha='right')
     fig.suptitle(title)
     return fig
 
