@@ -75,6 +75,10 @@ class Chat:
     "Messages in, sampled answers out. A kind of chat supplies `_write` and `_stream`."
     temperature, max_tokens = 0., 512
 
+    def sees(self) -> bool:
+        "Can it read pictures? A server is taken to, and answers with a clear error if it can't."
+        return True
+
     def _how(self, temperature, max_tokens, stop):
         return dict(temperature=self.temperature if temperature is None else temperature,
                     max_tokens=max_tokens or self.max_tokens, stop=[stop] if isinstance(stop, str) else list(stop or []))
@@ -134,6 +138,11 @@ class LocalChat(Chat):
         if self.loaded is None:
             self.loaded = load(self.backbone, self.quantization, self.adapter, self.device, self.dtype)
         return self.loaded
+
+    def sees(self) -> bool:
+        "Can it read pictures? The model is loaded to know."
+        try: return hasattr(self._open()[1], 'image_processor')
+        except BackboneError: return False      # `write` says why, in its place
 
     def ready(self) -> str | None:
         "None if it can write; otherwise one sentence that says what is missing."

@@ -39,4 +39,5 @@ class RememberedChat(Chat):
             except Exception: pass      # a full disk must not cost the answer that is there
         return answers
 
+    def sees(self): return self.chat.sees()
     def _stream(self, *args, **how): return self.chat._stream(*args, **how)

@@ -26,7 +26,7 @@ from .rewrite import marked, with_params, with_results, with_text
 from .selection import PairJudge, Preference, asked_row, by_grade, by_pairs, order_of
 from .toolkit import Toolkit, resolve
 from .verdict import Judge, Verdict
-from .writer import conversation, sees, spoken
+from .writer import conversation, spoken
 
 # %% ../nbs/20_stages.ipynb #9bb349dd
 class Step(BaseModel):
@@ -141,7 +141,7 @@ async def write(
     max_tokens: int | None = None,
 ) -> list[Candidate]:
     "So many answers. One that could not be written has no document, and the reason as its fate."
-    look = bool(means.inputs) and await asyncio.to_thread(sees, means.chat)
+    look = bool(means.inputs) and await asyncio.to_thread(means.chat.sees)
     talk, seed = conversation(means.question, list(means.inputs), means.prompt, look), derive_seed(means.seed, 'wave', numbers[0])
     started = means.ledger.now()
     answers = (await means.chat.write([talk], n=len(numbers), seed=seed, temperature=temperature, max_tokens=max_tokens))[0]
@@ -258,7 +258,7 @@ def _with(document, at, params, picture):
 async def clearer(means: Means, candidate: Candidate) -> Candidate:
     "Charts that work, with clearer ones in their places where the judge prefers them."
     if candidate.document is None: return candidate
-    document, told, look = candidate.document, [], await asyncio.to_thread(sees, means.chat)
+    document, told, look = candidate.document, [], await asyncio.to_thread(means.chat.sees)
     judge, tools = means.judges_of('improve', candidate.number).pictures, means.tools('improve', candidate.number)
     ask = lambda messages, seed: means.ask('improve', candidate.number, messages, seed, temperature=0.)
     async def draw(code): return (await tools.timed_call('code', dict(code=code, seed=means.seed)))[0]
@@ -346,7 +346,7 @@ POLISH = """Smooth the text of this illustrated answer: correct slips, make it s
 async def polish(means: Means, candidate: Candidate) -> Candidate:
     "With a smoother text, if the judges don't like it less."
     if candidate.document is None or not candidate.document.answer.strip(): return candidate
-    look = await asyncio.to_thread(sees, means.chat)
+    look = await asyncio.to_thread(means.chat.sees)
     about = '\n'.join(f'[[picture {i + 1}]] shows: {t.description}' for i, t in enumerate(candidate.document.tags))
     text = f'Question: {means.question}\n\n{about}\n\nThe answer:\n\n{marked(candidate.document)}'
     pictures = [t.result for t in candidate.document.tags if isinstance(t.result, Picture)] if look else []

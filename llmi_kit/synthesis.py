@@ -26,7 +26,7 @@ from .synthesis_ledger import SPENT, Budget, Cost, Item, Ledger, cost_of, item_o
 from .synthesis_plan import ATTEMPTS, Plan, Spec, ask_writer, tidy
 from .synthesis_report import write_report
 from .tools.photos import Embedder, open_photo, read_folder
-from .writer import UnusableInput, sees
+from .writer import UnusableInput
 
 # %% ../nbs/10_synthesis.ipynb #ba979129
 class Together:
@@ -102,7 +102,7 @@ class Run:
         show=lambda outcome: None,      # called with each finished brief
     ):
         self.ledger, self.budget, self.pictures, self.show, self.stopped = ledger, budget, pictures, show, ''
-        self.models = {step: Model(step, chat, seed, pictures and sees(chat)) for step, chat in (('write', writer), ('check', validator))}
+        self.models = {step: Model(step, chat, seed, pictures and chat.sees()) for step, chat in (('write', writer), ('check', validator))}
         self.limit, self.there = asyncio.Semaphore(workers), None
 
 # %% ../nbs/10_synthesis.ipynb #dab6f5cb

@@ -15,7 +15,7 @@ from judge_server import judge_server, said
 from PIL import Image
 from screenshot import ARGS, CHROMIUM
 
-from llmi_kit.chat import Chat, Completion, Message, ServerChat
+from llmi_kit.chat import Chat, Completion, LocalChat, Message, ServerChat
 from llmi_kit.config import Store, load_profile
 from llmi_kit.data import row_of
 from llmi_kit.document import parse
@@ -449,6 +449,18 @@ async def test_the_same_seed_writes_the_same(toolkit):
 
 
 # Nothing twice
+
+async def test_what_a_model_reads_is_known_behind_a_store(toolkit, tmp_path):
+    "A model that reads text only is asked to polish without pictures, also when its answers are kept."
+    class Blind(Replies):
+        def sees(self): return False
+    blind = Blind('# Rain\n\nIt rained.\n\n[[picture 1]]\n')
+    assert RememberedChat(Replies(), Store(tmp_path)).sees() and not LocalChat('nowhere').sees()
+    m = Means('How much did it rain?', RememberedChat(blind, Store(tmp_path)), toolkit, graders(), Ledger())
+    await polish(m, await grade(m, await check(m, Candidate(number=0, document=parse(chart())))))
+    (talk,), *_ = blind.seen[0]
+    assert not any(isinstance(p, Picture) for message in talk for p in message.parts)
+
 
 async def test_an_answer_is_written_once(tmp_path):
     chat = Replies('one', 'two', Failure(kind='network', message='cut'), 'three')
