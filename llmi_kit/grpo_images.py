@@ -19,7 +19,7 @@ from .backbone import load, plain_text
 from .data import Row
 from .document import instructions
 from .evidence import MOST_PIXELS, pixel_cap, shrunk
-from .grpo import Part, Recipe, Rewards, in_single_precision, row_json, trl_config, with_lora
+from .grpo import Part, Recipe, Rewards, balanced, in_single_precision, row_json, trl_config, with_lora
 from .grpo_trainer import FastGRPOTrainer
 from .writer import question_with_inputs
 
@@ -151,6 +151,7 @@ def trainer_with_images(
     **how,                      # save_steps, report_to
 ) -> SeeingTrainer:
     "A trainer that is ready to run; `grpo.trainer_of` for policies that see."
+    if recipe.balanced: rows = balanced(rows, recipe.seed)
     data = dataset_with_images(rows, prompt, pixels, words.tokenizer)
     parts = [Part(name, rewards, recipe.without) for name in recipe.parts]
     trainer = SeeingTrainer(model, parts, trl_config(recipe, out, **how), data, processing_class=words)
