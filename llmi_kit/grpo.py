@@ -176,6 +176,7 @@ class Recipe(BaseModel):
     normalize_parts: bool = True    # each part of the reward on its own scale within a group, then weighted
     without: Literal['', 'count', 'text', 'pictures'] = ''      # ablation: a part of the reward that isn't learned from
     mask_truncated: bool = False    # an answer that was cut off at max_tokens is compared, but not learned from (DAPO)
+    learned: int = 0            # answers of each group that are learned from, those that differ most (arXiv 2504.13818); 0: all (paper)
     micro: int = 16             # answers whose gradient is computed at once, at most
     balanced: bool = True       # as many questions of each kind in a step: a tool that is asked for rarely is unlearned (nbs/log.md)
     seed: int = 0
@@ -183,6 +184,7 @@ class Recipe(BaseModel):
     @model_validator(mode='after')
     def _compares(self):
         if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
+        if self.learned not in (0, *range(2, self.answers + 1)): raise ValueError(f'learned has to be 0 (all) or 2 to {self.answers}, the number of answers')
         return self
 
 # %% ../nbs/14_grpo.ipynb #4b0041d8
@@ -288,7 +290,8 @@ def trainer_of(
     "A trainer that is ready to run."
     if recipe.balanced: rows = balanced(rows, recipe.seed)
     parts = [Part(name, rewards, recipe.without) for name in recipe.parts]
-    trainer = FastGRPOTrainer(model, parts, trl_config(recipe, out, **how), dataset_of(rows, prompt), processing_class=words)
+    trainer = FastGRPOTrainer(model, parts, trl_config(recipe, out, **how), dataset_of(rows, prompt),
+                              processing_class=words, learned=recipe.learned)
     trainer.remove_callback(PrinterCallback)    # thirty numbers a step: they are in the log
     in_single_precision(model)
     return trainer

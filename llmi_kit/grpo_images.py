@@ -154,7 +154,7 @@ def trainer_with_images(
     if recipe.balanced: rows = balanced(rows, recipe.seed)
     data = dataset_with_images(rows, prompt, pixels, words.tokenizer)
     parts = [Part(name, rewards, recipe.without) for name in recipe.parts]
-    trainer = SeeingTrainer(model, parts, trl_config(recipe, out, **how), data, processing_class=words)
+    trainer = SeeingTrainer(model, parts, trl_config(recipe, out, **how), data, processing_class=words, learned=recipe.learned)
     trainer.remove_callback(PrinterCallback)
     in_single_precision(model)      # TRL keeps LoRA on a quantized backbone in 16 bits
     return trainer

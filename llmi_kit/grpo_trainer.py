@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['PACKABLE', 'Part', 'Packed', 'pack', 'packed_attention', 'packable', 'outputs_at', 'packed_logps', 'Early', 'regroup',
-           'FastGRPOTrainer']
+           'informative', 'FastGRPOTrainer']
 
 # %% ../nbs/14_grpo_trainer.ipynb #8c72c577
 import asyncio
 from contextlib import contextmanager
 from os.path import commonprefix
+from statistics import pvariance
 from typing import NamedTuple
 
 import torch
@@ -173,16 +174,28 @@ def regroup(
     parts = group.argsort(stable=True).chunk(len(batches))
     return [{k: v[at.to(v.device)] if v.dim() else v for k, v in whole.items()} for at in parts]
 
+# %% ../nbs/14_grpo_trainer.ipynb #a4021580
+def informative(
+    rewards: list[float],   # of a group
+    n: int,                 # answers to learn from
+) -> list[int]:
+    "Places of the `n` answers whose rewards have the largest variance (max-variance down-sampling, arXiv 2504.13818); all, if there are no more."
+    order = sorted(range(len(rewards)), key=rewards.__getitem__)
+    if len(order) <= n: return order
+    mixtures = [order[:n - k] + order[len(order) - k:] for k in range(n + 1)]
+    return max(mixtures, key=lambda places: pvariance([rewards[i] for i in places]))
+
 # %% ../nbs/14_grpo_trainer.ipynb #b6c53446
 class FastGRPOTrainer(GRPOTrainer):
     "TRL's GRPOTrainer: the same loss and gradient in less time and memory. What it can't do faster, TRL does."
     def __init__(self, *args,
         slots: int | None = None,   # answers written at once, for less memory; None: all
         overlap: bool = True,       # asynchronous rewards get single answers, as soon as they end
+        learned: int = 0,           # answers of each group that are learned from: those that differ most; 0: all
         **kwargs):
         super().__init__(*args, **kwargs)
         models = [m for m in (self.model, self.ref_model) if m is not None]
-        self.slots, self.overlap, self.early = slots, overlap, None
+        self.slots, self.overlap, self.learned, self.early = slots, overlap, learned, None
         self.packs = not self._is_vlm and all(map(packable, models))
         for model in models if self.packs else []: base(model).set_attn_implementation('packed')
 
@@ -245,12 +258,25 @@ def _overlaps(self: FastGRPOTrainer) -> bool:
     parsed = any(getattr(self._tokenizer, name, None) is not None for name in ('response_template', 'response_schema'))
     return self.overlap and self._has_async_funcs and self._writes() and not more_turns and not parsed
 
+# %% ../nbs/14_grpo_trainer.ipynb #b76d35ea
+@patch
+def _thinned(self: FastGRPOTrainer, batch):
+    "TRL's batch with the answers masked that are not learned from. The loss leaves them out, and packing their work."
+    if not self.learned or not self.model.training: return batch
+    mask, size = batch['completion_mask'], self.num_generations
+    for group in range(0, len(mask), size):
+        there = [i for i in range(group, group + size) if mask[i].any()]   # one that was cut off may be masked already
+        kept = informative(batch['advantages'][there].tolist(), self.learned)
+        mask[[i for at, i in enumerate(there) if at not in kept]] = 0
+    batch['num_items_in_batch'] = self.accelerator.gather(mask.sum()).sum()
+    return batch
+
 # %% ../nbs/14_grpo_trainer.ipynb #39d45734
 @patch
 def _generate_and_score_completions(self: FastGRPOTrainer, inputs):
     "Of TRL: answers, rewards, advantages."
     self.early = Early(self, inputs) if self._overlaps() else None
-    try: return super(FastGRPOTrainer, self)._generate_and_score_completions(inputs)
+    try: return self._thinned(super(FastGRPOTrainer, self)._generate_and_score_completions(inputs))
     finally:
         if self.early: self.early.stop()
         self.early = None

@@ -1,10 +1,12 @@
 "The fast GRPO step: TRL's gradient, the same answers and rewards, and TRL's own path where ours does not apply."
 import asyncio
+import itertools
 import random
 import threading
 import time
 import warnings
 from contextlib import contextmanager
+from statistics import pvariance
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import GemmaForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, Q
 from trl import GRPOConfig, GRPOTrainer
 
 from llmi_kit.backbone import embedded_folder, load
-from llmi_kit.grpo_trainer import FastGRPOTrainer, pack, packable, regroup
+from llmi_kit.grpo_trainer import FastGRPOTrainer, informative, pack, packable, regroup
 from llmi_kit.grpo_writing import sampler, write_answers
 
 KINDS = dict(llama=(LlamaConfig, LlamaForCausalLM), qwen2=(Qwen2Config, Qwen2ForCausalLM), qwen3=(Qwen3Config, Qwen3ForCausalLM),
@@ -151,6 +153,42 @@ def test_a_whole_step_changes_the_weights_as_stock_does(make):
     assert differs(exact, change(make, FastGRPOTrainer, gradient_checkpointing=True)) < 1e-4
     # bfloat16 rounds each sum, and ours run in another order: so both are compared with float32
     assert differs(exact, change(make, FastGRPOTrainer, bf16=True)) < 1.2*differs(exact, change(make, GRPOTrainer, bf16=True)) < .2
+
+
+def test_the_informative_answers_are_those_of_the_largest_variance():
+    rng = random.Random(0)
+    for size in range(2, 8):
+        for n in range(2, size + 1):
+            rewards = [rng.choice([0., .2, .3, .7, 1.]) for _ in range(size)]
+            found = informative(rewards, n)
+            assert len(set(found)) == n
+            best = max(pvariance(some) for some in itertools.combinations(rewards, n))
+            assert pvariance([rewards[i] for i in found]) == pytest.approx(best)
+    assert sorted(informative([.1, .5], 4)) == [0, 1]
+
+
+@pytest.mark.parametrize("how", [dict(loss_type="dr_grpo", scale_rewards="none"), dict(loss_type="dapo")], ids=str)
+def test_only_informative_answers_are_learned_from(make, how):
+    "The same change of the weights as by stock TRL, whose other answers are masked by hand; and no work for them."
+    class Masked(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            batch["completion_mask"][[1, 2, 5, 6]] = 0     # rewards are 0, 1, 2, 3 in both groups: 0 and 3 differ most
+            return batch | dict(num_items_in_batch=batch["completion_mask"].sum())
+    exact = change(make, Masked, **how)
+    assert exact.norm() > .01 and differs(exact, change(make, FastGRPOTrainer, own=dict(learned=2), **how)) < 1e-4
+    assert differs(exact, change(make, FastGRPOTrainer, **how)) > .1
+
+
+def test_answers_that_were_cut_off_are_not_among_the_informative(make):
+    t = make(FastGRPOTrainer, own=dict(learned=2))
+    mask = torch.ones(8, 3, dtype=torch.int)
+    mask[[0, 7]] = 0
+    found = t._thinned(dict(completion_mask=mask, advantages=torch.tensor([-3., -1., 0., 1., -1., 0., 1., 3.])))
+    assert found["completion_mask"].any(1).tolist() == [False, True, False, True, True, False, True, False]
+    assert found["num_items_in_batch"] == 12
+    t.model.eval()
+    assert t._thinned(dict(whatever=1)) == dict(whatever=1)
 
 
 def test_other_architectures_take_trls_path(make):
