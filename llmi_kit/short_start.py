@@ -4,6 +4,7 @@
 __all__ = ['Lesson', 'lesson', 'short_start']
 
 # %% ../nbs/13_short_start.ipynb #2b29a186
+import json, time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ def short_start(
     backbone: str = 'embedded',
     tell=lambda step, loss: None,   # called after each step
 ) -> Path:
-    "Fine-tune on reference answers for a few steps: the adapter's folder. Raises BackboneError."
+    "Fine-tune on reference answers for a few steps: the adapter's folder, with start.json (losses and seconds). Raises BackboneError."
     out = Path(out)
     if (out/'adapter_model.safetensors').exists(): return out
     model, words = load(backbone, dtype=torch.float32)
-    recipe = Recipe(steps=steps, seed=seed)
-    model, _ = train(model, words, [lesson(r) for r in rows], recipe, tell=tell)
+    recipe, began = Recipe(steps=steps, seed=seed), time.perf_counter()
+    model, losses = train(model, words, [lesson(r) for r in rows], recipe, tell=tell)
+    record = dict(recipe=recipe.model_dump(), rows=len(rows), losses=losses, seconds=time.perf_counter() - began)
     model.save_pretrained(out)
+    (out/'start.json').write_text(json.dumps(record, indent=1) + '\n')
     return out
