@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_eval import compare, evaluate, leaderboard
 from .cli_rating import rate
 from .cli_scaling import scale
 from .cli_training import adapter, train
@@ -209,6 +210,9 @@ def score(
 
 # %% ../nbs/30_cli.ipynb #6e3e7961
 app.command()(scale)
+app.command('eval')(evaluate)
+app.command()(compare)
+app.command()(leaderboard)
 app.command()(rate)
 app.command()(train)
 app.add_typer(adapter, name='adapter')

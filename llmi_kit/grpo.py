@@ -184,7 +184,8 @@ class Recipe(BaseModel):
     @model_validator(mode='after')
     def _compares(self):
         if self.answers < 2: raise ValueError('answers has to be 2 or more: they are compared with each other')
-        if self.learned not in (0, *range(2, self.answers + 1)): raise ValueError(f'learned has to be 0 (all) or 2 to {self.answers}, the number of answers')
+        if self.learned not in (0, *range(2, self.answers + 1)): 
+            raise ValueError(f'learned has to be 0 (all) or 2 to {self.answers}, the number of answers')
         return self
 
 # %% ../nbs/14_grpo.ipynb #4b0041d8

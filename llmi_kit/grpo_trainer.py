@@ -179,7 +179,7 @@ def informative(
     rewards: list[float],   # of a group
     n: int,                 # answers to learn from
 ) -> list[int]:
-    "Places of the `n` answers whose rewards have the largest variance (max-variance down-sampling, arXiv 2504.13818); all, if there are no more."
+    "Places of the `n` answers whose rewards have the largest variance (arXiv 2504.13818); all, if there are no more."
     order = sorted(range(len(rewards)), key=rewards.__getitem__)
     if len(order) <= n: return order
     mixtures = [order[:n - k] + order[len(order) - k:] for k in range(n + 1)]

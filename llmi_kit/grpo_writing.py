@@ -140,9 +140,9 @@ def shares(
     answers: int,
     threads: int,
 ) -> list[range]:
-    "Numbers of the answers that each thread writes."
+    "Numbers of the answers that each thread writes: of each question a part, as long ones have long answers."
     n = max(1, min(threads, answers//ENOUGH))
-    return [range(k*answers//n, (k + 1)*answers//n) for k in range(n)]
+    return [range(k, answers, n) for k in range(n)]
 
 # %% ../nbs/14_grpo_writing.ipynb #6cc59476
 @contextmanager
