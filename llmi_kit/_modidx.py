@@ -1136,6 +1136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmi_kit.leaderboard.leaderboard': ('leaderboard.html#leaderboard', 'llmi_kit/leaderboard.py'),
                                       'llmi_kit.leaderboard.leaderboard_page': ( 'leaderboard.html#leaderboard_page',
                                                                                  'llmi_kit/leaderboard.py'),
+                                      'llmi_kit.leaderboard.logs_in': ('leaderboard.html#logs_in', 'llmi_kit/leaderboard.py'),
                                       'llmi_kit.leaderboard.paired': ('leaderboard.html#paired', 'llmi_kit/leaderboard.py'),
                                       'llmi_kit.leaderboard.published': ('leaderboard.html#published', 'llmi_kit/leaderboard.py'),
                                       'llmi_kit.leaderboard.read_log': ('leaderboard.html#read_log', 'llmi_kit/leaderboard.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'JUDGED', 'Limit', 'Recorded', 'evaluate', 'compare', 'leaderboard']
 
-# %% ../nbs/29_cli_eval.ipynb #1d9f3258
+# %% ../nbs/29_cli_eval.ipynb #752cc642
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +13,11 @@ import typer
 
 from .manners import ProfileName, leave, manners
 
-# %% ../nbs/29_cli_eval.ipynb #74a7ce7c
+# %% ../nbs/29_cli_eval.ipynb #f7da4717
 TASKS = dict(checked='checked', in_domain='in_domain', llmi_bench='llmi_bench', opening='opening', isg='isg')
 JUDGED = ('llmi_bench', 'opening', 'isg')       # need a model that judges
 
-# %% ../nbs/29_cli_eval.ipynb #807374e1
+# %% ../nbs/29_cli_eval.ipynb #6915f788
 def _task(name, **given):
     "The task, or one sentence."
     from llmi_kit import benchmarks
@@ -34,7 +34,7 @@ def _judge(name, settings, judge):
         raise UnusableInput(f"profile '{settings.name}' has no model that judges criteria: name one, as --judge openai/gpt-4o, "
                             'or set judge_server and mllm_judge in settings.ini')
 
-# %% ../nbs/29_cli_eval.ipynb #b67a2fea
+# %% ../nbs/29_cli_eval.ipynb #b60309c9
 Limit = Annotated[int | None, typer.Option(help='Only so many questions.', min=1, show_default=False)]
 Recorded = Annotated[str, typer.Option(help='Recorded answers, in the format of the benchmark: nothing is written.')]
 
@@ -69,13 +69,13 @@ def evaluate(
         if broke: leave(f'{broke[0].id}: {broke[0].error.message}; the same command tries again', 1)
         if not done: leave('the run did not end: the same command goes on', 1)
 
-# %% ../nbs/29_cli_eval.ipynb #af2895cb
+# %% ../nbs/29_cli_eval.ipynb #6179109c
 def _whole(log):
     "The log with its samples."
     from inspect_ai.log import read_eval_log
     return log if log.samples else read_eval_log(log.location)
 
-# %% ../nbs/29_cli_eval.ipynb #63bd9e9e
+# %% ../nbs/29_cli_eval.ipynb #cc331bbe
 def compare(
     first: Annotated[Path, typer.Argument(help='A log, or a folder of logs: its newest.')],
     second: Annotated[Path, typer.Argument(help='Another run of the same benchmark.')],
@@ -93,18 +93,14 @@ def compare(
         for kind in 'svg', 'png': comparison_figure(a, b, (first.name, second.name)).savefig(out/f'comparison.{kind}', dpi=120)
         typer.echo(f'\n{out/"comparison.csv"}\n{out/"comparison.svg"}')
 
-# %% ../nbs/29_cli_eval.ipynb #624ab7bc
+# %% ../nbs/29_cli_eval.ipynb #3271d659
 def leaderboard(
     folder: Annotated[Path, typer.Argument(help='Folder with logs, at any depth.')],
     out: Annotated[Path | None, typer.Option('--out', help='The page. Left out: leaderboard.html there.', show_default=False)] = None,
 ):
     "One page over all runs, with what others have published beside them."
     with manners():
-        from inspect_ai.log import list_eval_logs
-        from llmi_kit.data import DataError
-        from llmi_kit.leaderboard import leaderboard_page, read_log
-        files = sorted(list_eval_logs(str(folder), recursive=True), key=lambda f: f.mtime or 0) if folder.is_dir() else []
-        if not files: raise DataError(f'{folder} has no log of an evaluation: run `llmi eval NAME --out {folder}` first')
+        from llmi_kit.leaderboard import leaderboard_page, logs_in, read_log
         page = out or folder/'leaderboard.html'
-        page.write_text(leaderboard_page([read_log(f.name) for f in files]), encoding='utf-8')
+        page.write_text(leaderboard_page(map(read_log, logs_in(folder, deep=True))), encoding='utf-8')
         typer.echo(page)

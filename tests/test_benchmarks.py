@@ -84,7 +84,7 @@ def test_the_log_shows_the_pictures_and_keeps_the_document(tmp_path):
 
 
 def test_held_out_rows_are_scored_by_both_rewards(tmp_path):
-    row = next(r for r in embedded_rows("test") if r.extra_info.tools == ["code"] and r.extra_info.image_num == 1)
+    row = next(r for r in embedded_rows("test") if list(r.extra_info.tools) == ["code"] and r.extra_info.image_num == 1)
     i = embedded_rows("test").index(row)
     log = run(in_domain(answers=lines(tmp_path, {f"row-{i}": row_answer(row)})), tmp_path, sample_id=f"row-{i}")
     found = means(log)
@@ -103,7 +103,7 @@ def test_an_answer_to_no_question_is_refused(tmp_path):
 
 def judged(tmp_path, monkeypatch, task, value, faults=None):
     with judge_server(reply=replies(value), faults=faults or {}) as server:
-        settings(tmp_path, monkeypatch, judge_server=server.base, mllm_judge="judge", judge_seconds=5)
+        settings(tmp_path, monkeypatch, judge_server=server.base, mllm_judge="judge", judge_seconds=60)
         return run(task("there"), tmp_path), server
 
 
@@ -129,7 +129,7 @@ def test_a_judge_that_says_nothing_gives_no_published_score_and_zero_as_fixed(tm
 def test_opening_and_isg_read_their_own_formats(tmp_path, monkeypatch):
     value = lambda name, material: "yes" if name == "Answer" else 8
     log, _ = judged(tmp_path, monkeypatch, lambda p: opening(profile=p, answers=str(asset("benchmarks/opening/kit_output"))), value)
-    assert means(log)["fixed", "score"] > 0
+    assert means(log)["fixed", "score"] > 0, [s.scores["fixed"].explanation for s in log.samples]
     log, _ = judged(tmp_path, monkeypatch, lambda p: isg(profile=p, answers=str(asset("benchmarks/isg/answers.jsonl"))), value)
     assert {k for _, k in means(log)} == {"structure", "block", "image", "holistic"}
 
@@ -139,7 +139,7 @@ def test_a_writer_over_http_answers_and_its_tools_draw(tmp_path, monkeypatch):
     with judge_server(reply=lambda body: reference_answer(q)) as server:
         settings(tmp_path, monkeypatch, server=server.base, backbone="writer")
         log = run(checked(profile="there"), tmp_path, model="llmi/there", sample_id=q.id)
-    assert means(log)["fixed", "all met"] == 1 and q.text in said(server.seen[-1])
+    assert means(log)["fixed", "all met"] == 1 and q.text in said(server.seen[-1]["body"])
 
 
 def test_what_broke_down_is_tried_again_and_the_rest_is_not(tmp_path, monkeypatch):
@@ -198,8 +198,9 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     out = CliRunner().invoke(app, ["compare", str(tmp_path/"poor"), str(tmp_path/"good"), "--out", str(tmp_path/"figure")])
     assert out.exit_code == 0 and (tmp_path/"figure"/"comparison.svg").exists(), out.output
     page = CliRunner().invoke(app, ["leaderboard", str(tmp_path)])
+    assert page.exit_code == 0, page.output + repr(page.exception)
     text = (tmp_path/"leaderboard.html").read_text()
-    assert page.exit_code == 0 and "good.jsonl" in text and "Published by others" in text and "8.57" in text
+    assert "good.jsonl" in text and "Published by others" in text and "8.57" in text
 
 
 def test_runs_of_two_benchmarks_are_not_compared(tmp_path):
