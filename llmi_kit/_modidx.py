@@ -1018,6 +1018,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'llmi_kit/inspect_chat.py'),
                                        'llmi_kit.inspect_chat.ProfileAPI._open': ( 'inspect_chat.html#profileapi._open',
                                                                                    'llmi_kit/inspect_chat.py'),
+                                       'llmi_kit.inspect_chat.ProfileAPI.chat': ( 'inspect_chat.html#profileapi.chat',
+                                                                                  'llmi_kit/inspect_chat.py'),
                                        'llmi_kit.inspect_chat.ProfileAPI.connection_key': ( 'inspect_chat.html#profileapi.connection_key',
                                                                                             'llmi_kit/inspect_chat.py'),
                                        'llmi_kit.inspect_chat.ProfileAPI.generate': ( 'inspect_chat.html#profileapi.generate',

@@ -7,7 +7,7 @@ __all__ = ['LASTING', 'Counts', 'Asked', 'sample_of', 'put_document', 'document_
            'answering', 'verdict', 'scorers', 'answers_file', 'known', 'task_of', 'judge_chat', 'checked', 'in_domain',
            'llmi_bench', 'opening', 'isg']
 
-# %% ../nbs/24_benchmarks.ipynb #2cfa0aae
+# %% ../nbs/24_benchmarks.ipynb #13eac2a3
 import asyncio, json
 from collections.abc import Callable
 from functools import cache
@@ -36,7 +36,7 @@ from .scaling import Plan, scale
 from .toolkit import Toolkit, resolve
 from .writer import conversation, spoken
 
-# %% ../nbs/24_benchmarks.ipynb #c3c9a77c
+# %% ../nbs/24_benchmarks.ipynb #dced7a90
 class Asked(NamedTuple):
     "A question of a benchmark."
     id: str
@@ -44,14 +44,14 @@ class Asked(NamedTuple):
     inputs: list[Picture]
     item: Any       # what the benchmark's scorers need to know
 
-# %% ../nbs/24_benchmarks.ipynb #12d987c2
+# %% ../nbs/24_benchmarks.ipynb #7bd6d9f0
 def sample_of(asked: Asked) -> Sample:
     "As inspect_ai shows and keeps it."
     shown = [ContentImage(image=p.data_uri()) for p in asked.inputs]
     text = asked.question
     return Sample(id=asked.id, input=[ChatMessageUser(content=[*shown, ContentText(text=text)])] if shown else text)
 
-# %% ../nbs/24_benchmarks.ipynb #c791fdc9
+# %% ../nbs/24_benchmarks.ipynb #d70a3da8
 def put_document(state: TaskState, document: Document):
     "Keep an answer in the state of its sample."
     state.store.set('document', document.model_dump_json())
@@ -64,13 +64,13 @@ def document_of(state: TaskState) -> Document | None:
     text = state.store.get('document')
     return Document.model_validate_json(text) if text else None
 
-# %% ../nbs/24_benchmarks.ipynb #e7f6374e
+# %% ../nbs/24_benchmarks.ipynb #477c3637
 @cache
 def toolkit_of(profile: Profile) -> Toolkit:
     "The tools of a profile, open until the process ends."
     return Toolkit.from_profile(profile)
 
-# %% ../nbs/24_benchmarks.ipynb #235e3856
+# %% ../nbs/24_benchmarks.ipynb #54d18d5e
 async def written(asked: Asked, profile: Profile, seed: int) -> Document:
     "The answer of the model under evaluation, with its pictures. Raises ChatError."
     chat = InspectChat(get_model())
@@ -79,7 +79,7 @@ async def written(asked: Asked, profile: Profile, seed: int) -> Document:
     if isinstance(answer, Failure): raise ChatError(answer)
     return await resolve(parse(spoken(answer.text), len(asked.inputs)), toolkit_of(profile), inputs=asked.inputs, seed=seed)
 
-# %% ../nbs/24_benchmarks.ipynb #50825bd9
+# %% ../nbs/24_benchmarks.ipynb #07ab1457
 async def scaled(asked: Asked, profile: Profile, plan: Plan) -> Document:
     "The best of several answers (`llmi_kit.scaling`). Raises ChatError."
     found = await scale(asked.question, InspectChat(get_model()), toolkit_of(profile), Judges.from_profile(profile), plan,
@@ -87,7 +87,7 @@ async def scaled(asked: Asked, profile: Profile, plan: Plan) -> Document:
     if found.document is None: raise ChatError(Failure(kind='unavailable', transient=True, message=found.candidates[0].fate))
     return found.document
 
-# %% ../nbs/24_benchmarks.ipynb #4fafdcda
+# %% ../nbs/24_benchmarks.ipynb #9c3884dd
 LASTING = ('refused', 'invalid', 'unsupported')     # kinds of failures that would come again
 
 def answering(questions: dict[str, Asked], profile: Profile, n: int, recorded: dict[str, Document | str] | None):
@@ -114,7 +114,7 @@ async def _recorded(answer, asked, profile):
     if not isinstance(answer, str): return answer
     return await resolve(parse(spoken(answer), len(asked.inputs)), toolkit_of(profile), inputs=asked.inputs, seed=0)
 
-# %% ../nbs/24_benchmarks.ipynb #43c4efc4
+# %% ../nbs/24_benchmarks.ipynb #c060d7d6
 def verdict(points: Points | float | None, why: str = '') -> Score:
     "A score for inspect_ai: NaN where there is none."
     if not isinstance(points, Points): return Score(value=float('nan') if points is None else float(points), explanation=why)
@@ -122,7 +122,7 @@ def verdict(points: Points | float | None, why: str = '') -> Score:
     why = '\n'.join([str(points), *points.why])
     return Score(value=float('nan') if points.value is None else points.value, explanation=why, metadata=about)
 
-# %% ../nbs/24_benchmarks.ipynb #6c362996
+# %% ../nbs/24_benchmarks.ipynb #1627fc16
 Counts = Callable[[Asked, Document | None, Any], dict[str, Points | float | None]]     # name -> value
 
 def scorers(questions: dict[str, Asked], judge: Callable, **ways: Counts) -> list:
@@ -145,7 +145,7 @@ def scorers(questions: dict[str, Asked], judge: Callable, **ways: Counts) -> lis
         return counted()
     return [of(name, count) for name, count in ways.items()]
 
-# %% ../nbs/24_benchmarks.ipynb #a789f18b
+# %% ../nbs/24_benchmarks.ipynb #323cba58
 def answers_file(path: str | Path) -> dict[str, str]:
     "Answers by the id of their question, from lines of `{id, answer}`. Raises DataError, naming the line."
     path, found = Path(path), {}
@@ -161,7 +161,7 @@ def answers_file(path: str | Path) -> dict[str, str]:
         found[record['id']] = record['answer']
     return found
 
-# %% ../nbs/24_benchmarks.ipynb #c7414289
+# %% ../nbs/24_benchmarks.ipynb #b5729e30
 def known(recorded: dict | None, questions: list[Asked], path: str) -> dict | None:
     "The same answers. Raises DataError where one is to no question."
     if recorded is None: return None
@@ -169,7 +169,7 @@ def known(recorded: dict | None, questions: list[Asked], path: str) -> dict | No
     if strange: raise DataError(f"{path} has an answer to '{strange[0]}', and there is no such question")
     return recorded
 
-# %% ../nbs/24_benchmarks.ipynb #04ca82da
+# %% ../nbs/24_benchmarks.ipynb #5641f3dc
 def task_of(
     name: str,
     questions: list[Asked],
@@ -185,12 +185,12 @@ def task_of(
                 scorer=scorers(by_id, judge, **ways), name=name, continue_on_fail=True,
                 metadata=dict(profile=profile.name, n=n, answers=answers))
 
-# %% ../nbs/24_benchmarks.ipynb #3911ce8f
+# %% ../nbs/24_benchmarks.ipynb #b318a651
 def judge_chat(profile: Profile) -> InspectChat:
     "Who judges: the model with the role `judge`, or else the profile's own."
     return InspectChat(get_model(role='judge', default=f'llmi-judge/{profile.name}'), cache=True)
 
-# %% ../nbs/24_benchmarks.ipynb #feef7ba1
+# %% ../nbs/24_benchmarks.ipynb #9682a6a1
 def _checked(asked, document, found):
     share = lambda bad: found.hits/(found.hits + bad) if found.hits + bad else None
     return {'criteria': found.share, 'all met': float(found.all_met), 'precision': share(found.unneeded), 'recall': share(found.missed)}
@@ -205,7 +205,7 @@ def checked(profile: str = 'cpu', n: int = 1, answers: str = '', file: str = '')
         return await by_code.check_document(asked.item, document, toolkit_of(settings))
     return task_of('checked', questions, settings, n, answers_file(answers) if answers else None, answers, judge, fixed=_checked)
 
-# %% ../nbs/24_benchmarks.ipynb #8fbcdc8a
+# %% ../nbs/24_benchmarks.ipynb #1bf2b2b0
 def _parts(reward):
     found = {'reward': reward.value, 'count': reward.count, 'text': reward.text, 'pictures': reward.pictures}
     return found | {'tool use': reward.tools.score, 'right tools': float(set(reward.tools.attempted) == set(reward.tools.required))}
@@ -222,7 +222,7 @@ def in_domain(profile: str = 'cpu', n: int = 1, answers: str = '', file: str = '
     return task_of('in_domain', questions, settings, n, answers_file(answers) if answers else None, answers, judge,
                    as_published=lambda asked, document, both: _parts(both[0]), fixed=lambda asked, document, both: _parts(both[1]))
 
-# %% ../nbs/24_benchmarks.ipynb #9349dec8
+# %% ../nbs/24_benchmarks.ipynb #2bb3a831
 def _llmi_score(score, tools):
     def count(asked, document, judged):
         if document is None: return dict(score=0. if score is llmi.fixed_score else None, invoked=None, right=None)
@@ -240,7 +240,7 @@ def llmi_bench(file: str = '', profile: str = 'cpu', n: int = 1, answers: str = 
                    as_published=_llmi_score(llmi.published_score, llmi.published_tools),
                    fixed=_llmi_score(llmi.fixed_score, llmi.fixed_tools))
 
-# %% ../nbs/24_benchmarks.ipynb #738e97ed
+# %% ../nbs/24_benchmarks.ipynb #2e40e462
 @task
 def opening(file: str = '', profile: str = 'cpu', n: int = 1, answers: str = '') -> Task:
     "OpenING. file: test_data.jsonl; empty: a tiny sample of our own. answers: a folder MODEL_output. A judge marks seven things."
@@ -255,7 +255,7 @@ def opening(file: str = '', profile: str = 'cpu', n: int = 1, answers: str = '')
                    as_published=lambda a, d, marks: dict(score=opening_bench.published_score(marks) if marks else None),
                    fixed=lambda a, d, marks: dict(score=opening_bench.fixed_score(marks) if marks else 0.))
 
-# %% ../nbs/24_benchmarks.ipynb #ea605b0b
+# %% ../nbs/24_benchmarks.ipynb #8b8c7a00
 def _isg_question(sample): return '\n'.join(b for b in (block.read() for block in sample.Query) if isinstance(b, str))
 
 @task

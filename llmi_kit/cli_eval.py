@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'JUDGED', 'Limit', 'Recorded', 'evaluate', 'compare', 'leaderboard']
 
-# %% ../nbs/29_cli_eval.ipynb #752cc642
+# %% ../nbs/29_cli_eval.ipynb #6a22aa8d
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +13,11 @@ import typer
 
 from .manners import ProfileName, leave, manners
 
-# %% ../nbs/29_cli_eval.ipynb #f7da4717
+# %% ../nbs/29_cli_eval.ipynb #f9d871bf
 TASKS = dict(checked='checked', in_domain='in_domain', llmi_bench='llmi_bench', opening='opening', isg='isg')
 JUDGED = ('llmi_bench', 'opening', 'isg')       # need a model that judges
 
-# %% ../nbs/29_cli_eval.ipynb #6915f788
+# %% ../nbs/29_cli_eval.ipynb #52893381
 def _task(name, **given):
     "The task, or one sentence."
     from llmi_kit import benchmarks
@@ -34,7 +34,7 @@ def _judge(name, settings, judge):
         raise UnusableInput(f"profile '{settings.name}' has no model that judges criteria: name one, as --judge openai/gpt-4o, "
                             'or set judge_server and mllm_judge in settings.ini')
 
-# %% ../nbs/29_cli_eval.ipynb #b60309c9
+# %% ../nbs/29_cli_eval.ipynb #34e7f149
 Limit = Annotated[int | None, typer.Option(help='Only so many questions.', min=1, show_default=False)]
 Recorded = Annotated[str, typer.Option(help='Recorded answers, in the format of the benchmark: nothing is written.')]
 
@@ -60,22 +60,22 @@ def evaluate(
         who = 'none/none' if answers else model or f'llmi/{settings.name}'
         roles = dict(judge=judge) if judge else None
         done, logs = eval_set(task, log_dir=str(out), model=who, model_roles=roles, limit=limit, display='none', retry_attempts=0,
-                              log_dir_allow_dirty=True)
+                              retry_immediate=False, log_dir_allow_dirty=True)
         log = _whole(logs[0])
         broke = [s for s in log.samples or [] if s.error]
         typer.echo(summary(log).to_string())
-        typer.echo(f'\n{len(log.samples or [])} answers, {len(broke)} broke down; {log.location}\n'
+        typer.echo(f'\n{len(log.samples or [])} answers, {len(broke)} broke down; {out/Path(log.location).name}\n'
                    f'`inspect view --log-dir {out}` shows them')
         if broke: leave(f'{broke[0].id}: {broke[0].error.message}; the same command tries again', 1)
         if not done: leave('the run did not end: the same command goes on', 1)
 
-# %% ../nbs/29_cli_eval.ipynb #6179109c
+# %% ../nbs/29_cli_eval.ipynb #fadb09de
 def _whole(log):
     "The log with its samples."
     from inspect_ai.log import read_eval_log
     return log if log.samples else read_eval_log(log.location)
 
-# %% ../nbs/29_cli_eval.ipynb #cc331bbe
+# %% ../nbs/29_cli_eval.ipynb #4bcacc5f
 def compare(
     first: Annotated[Path, typer.Argument(help='A log, or a folder of logs: its newest.')],
     second: Annotated[Path, typer.Argument(help='Another run of the same benchmark.')],
@@ -93,7 +93,7 @@ def compare(
         for kind in 'svg', 'png': comparison_figure(a, b, (first.name, second.name)).savefig(out/f'comparison.{kind}', dpi=120)
         typer.echo(f'\n{out/"comparison.csv"}\n{out/"comparison.svg"}')
 
-# %% ../nbs/29_cli_eval.ipynb #3271d659
+# %% ../nbs/29_cli_eval.ipynb #3e340a7d
 def leaderboard(
     folder: Annotated[Path, typer.Argument(help='Folder with logs, at any depth.')],
     out: Annotated[Path | None, typer.Option('--out', help='The page. Left out: leaderboard.html there.', show_default=False)] = None,

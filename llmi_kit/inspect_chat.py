@@ -6,7 +6,7 @@
 __all__ = ['WAIT', 'Together', 'ChatError', 'to_message', 'to_turn', 'ProfileAPI', 'JudgeAPI', 'llmi', 'llmi_judge',
            'InspectChat']
 
-# %% ../nbs/23_inspect_chat.ipynb #4e1999eb
+# %% ../nbs/23_inspect_chat.ipynb #4552846e
 import asyncio
 from base64 import b64decode
 
@@ -15,10 +15,10 @@ from inspect_ai.model import GenerateConfig, Model, ModelAPI, ModelOutput, Model
 from inspect_ai.util import LimitExceededError
 
 from .chat import Chat, Completion, Message, ServerChat, chat_from_profile
-from .config import derive_seed, load_profile
+from .config import Profile, derive_seed, load_profile
 from .picture import Failure, Origin, Picture
 
-# %% ../nbs/23_inspect_chat.ipynb #e4b15125
+# %% ../nbs/23_inspect_chat.ipynb #58b5f679
 class Together(Chat):
     "Conversations that are asked for one by one, written together."
     def __init__(self,
@@ -34,7 +34,7 @@ class Together(Chat):
         if self.task is None or self.task.done(): self.task = asyncio.create_task(self._serve())
         return await answers
 
-# %% ../nbs/23_inspect_chat.ipynb #c19f07cc
+# %% ../nbs/23_inspect_chat.ipynb #255593c6
 WAIT = .02      # seconds in which others may come along
 
 async def _serve(self: Together):
@@ -53,12 +53,12 @@ async def _serve(self: Together):
 
 Together._serve = _serve
 
-# %% ../nbs/23_inspect_chat.ipynb #db268128
+# %% ../nbs/23_inspect_chat.ipynb #b8259a97
 class ChatError(RuntimeError):
     "A chat could not answer; `failure` says why."
     def __init__(self, failure: Failure): super().__init__(failure.message); self.failure = failure
 
-# %% ../nbs/23_inspect_chat.ipynb #69e03331
+# %% ../nbs/23_inspect_chat.ipynb #a73cdaae
 def to_message(turn: ChatMessage) -> Message:
     "A message of inspect_ai as ours. Raises ValueError for what our chats don't read."
     role = turn.role if turn.role in ('system', 'user', 'assistant') else 'user'
@@ -74,7 +74,7 @@ def _part(content):
     if isinstance(picture, Failure): raise ValueError(picture.message)
     return picture
 
-# %% ../nbs/23_inspect_chat.ipynb #e52118a0
+# %% ../nbs/23_inspect_chat.ipynb #00851a90
 def to_turn(message: Message) -> ChatMessage:
     "Our message as one of inspect_ai."
     kinds = dict(system=ChatMessageSystem, user=ChatMessageUser, assistant=ChatMessageAssistant)
@@ -82,15 +82,21 @@ def to_turn(message: Message) -> ChatMessage:
     show = lambda p: ContentText(text=p) if isinstance(p, str) else ContentImage(image=p.data_uri())
     return kinds[message.role](content=[show(p) for p in message.parts])
 
-# %% ../nbs/23_inspect_chat.ipynb #09d8e486
+# %% ../nbs/23_inspect_chat.ipynb #c2b01b3c
 class ProfileAPI(ModelAPI):
     "`--model llmi/PROFILE`: the writer of a profile. `-M adapter=FOLDER` changes a line of it. Raises SettingsError, ChatError."
     def __init__(self, model_name, base_url=None, api_key=None, config=None, **lines):
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
-        self.profile = load_profile(model_name, **lines)
-        self.chat = Together(self._open(), self.profile.batch)
+        self.lines, self.profile, self.opened = lines, load_profile(model_name, **lines), None
 
-    def _open(self) -> Chat: return chat_from_profile(self.profile)
+    @property
+    def chat(self) -> Together:
+        "The writer, opened anew where settings.ini has changed: inspect_ai keeps its models as long as a notebook lives."
+        now = load_profile(self.model_name, **self.lines)
+        if self.opened is None or now != self.profile: self.profile, self.opened = now, Together(self._open(now), now.batch)
+        return self.opened
+
+    def _open(self, profile: Profile) -> Chat: return chat_from_profile(profile)
     def max_connections(self): return 4*self.profile.batch
     def connection_key(self): return self.model_name
     def should_retry(self, ex): return False      # our chats have tried again themselves
@@ -105,25 +111,24 @@ class ProfileAPI(ModelAPI):
         out.usage = ModelUsage(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote)
         return out
 
-# %% ../nbs/23_inspect_chat.ipynb #55df6d06
+# %% ../nbs/23_inspect_chat.ipynb #322107b0
 class JudgeAPI(ProfileAPI):
     "`llmi-judge/PROFILE`: the model on its judges' server that reads pictures, for benchmarks that have criteria judged one by one."
-    def _open(self):
-        p = self.profile
+    def _open(self, p):
         name, server = p.mllm_judge[0], p.judge_server or p.server
         if name == 'heuristic' or not server:
             raise ChatError(Failure(kind='unavailable', message=f"profile '{p.name}' has no model that judges criteria: "
                                     "name one, as --judge openai/gpt-4o, or set judge_server and mllm_judge in settings.ini"))
         return ServerChat(server, name, p.judge_key if p.judge_server else p.chat_key, workers=p.judge_workers, seconds=p.judge_seconds)
 
-# %% ../nbs/23_inspect_chat.ipynb #eda55e67
+# %% ../nbs/23_inspect_chat.ipynb #c792ab4e
 @modelapi('llmi')
 def llmi(): return ProfileAPI
 
 @modelapi('llmi-judge')
 def llmi_judge(): return JudgeAPI
 
-# %% ../nbs/23_inspect_chat.ipynb #fc0a117f
+# %% ../nbs/23_inspect_chat.ipynb #9cf3b033
 class InspectChat(Chat):
     "A model of inspect_ai as a chat: its provider, its limits, its cache and its log."
     def __init__(self,
@@ -146,7 +151,7 @@ class InspectChat(Chat):
         rows = await asyncio.gather(*(asyncio.gather(*(one(c, k) for k in range(n))) for c in conversations))
         return list(map(list, rows))
 
-# %% ../nbs/23_inspect_chat.ipynb #2e8c2387
+# %% ../nbs/23_inspect_chat.ipynb #e6b1a618
 async def _one(self: InspectChat, conversation, seed, temperature, max_tokens, stop) -> Completion | Failure:
     config = GenerateConfig(temperature=temperature, max_tokens=max_tokens, stop_seqs=stop, seed=seed % 2**31)    # as servers take it
     try: out = await self.model.generate([to_turn(m) for m in conversation], config=config, cache=self.cache)

@@ -6,7 +6,7 @@
 __all__ = ['Scores', 'Measured', 'scores_of', 'logs_in', 'read_log', 'shown', 'bounds_of', 'summary', 'paired',
            'comparison_table', 'comparison_figure', 'published', 'leaderboard', 'leaderboard_page']
 
-# %% ../nbs/24_leaderboard.ipynb #0c609fee
+# %% ../nbs/24_leaderboard.ipynb #249e30f1
 import json
 from base64 import b64encode
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from .config import asset
 from .data import DataError
 from .intervals import Comparison, Estimate, compare, estimate
 
-# %% ../nbs/24_leaderboard.ipynb #bd1db92c
+# %% ../nbs/24_leaderboard.ipynb #cf03a9c0
 class Measured(NamedTuple):
     "One measure of one scorer in a run: a value a sample, None where there is none."
     values: list[float | None]
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
 
 Scores = dict[tuple[str, str], Measured]     # by scorer and measure
 
-# %% ../nbs/24_leaderboard.ipynb #a86ad9a0
+# %% ../nbs/24_leaderboard.ipynb #0a79d0bf
 def _values(sample, name, value):
     "(measure, value) of a sample's score."
     found = value if isinstance(value, dict) else {'score': value}
@@ -51,7 +51,7 @@ def scores_of(log: EvalLog) -> Scores:
     for values, questions in found.values(): values += [None]*len(broke); questions += broke
     return found
 
-# %% ../nbs/24_leaderboard.ipynb #51418200
+# %% ../nbs/24_leaderboard.ipynb #a67a227f
 def logs_in(folder: Path, deep: bool = False) -> list[EvalLogInfo]:
     "The logs of a folder, oldest first. Raises DataError where there is none."
     files = list_eval_logs(str(folder), recursive=deep) if folder.is_dir() else []
@@ -60,12 +60,13 @@ def logs_in(folder: Path, deep: bool = False) -> list[EvalLogInfo]:
 
 def read_log(log: Path | EvalLogInfo) -> EvalLog:
     "A log, or the newest of a folder. Raises DataError."
+    if isinstance(log, Path) and not log.exists(): raise DataError(f'there is no log and no folder {log}')
     if isinstance(log, Path) and log.is_dir(): log = logs_in(log)[-1]
     try: return read_eval_log(str(log) if isinstance(log, Path) else log)
     except Exception as e:  # whatever a strange file makes of it
         raise DataError(f"{log.name} is no log of an evaluation: {' '.join(str(e).split())[:200]}") from None
 
-# %% ../nbs/24_leaderboard.ipynb #f2ccc077
+# %% ../nbs/24_leaderboard.ipynb #e8488a41
 def shown(e: Estimate) -> str:
     "`0.42 (0.35 to 0.50)`; missing values are said."
     if e.value is None: return 'no value'
@@ -76,7 +77,7 @@ def bounds_of(values: Iterable[float | None]) -> tuple[float, float]:
     "The scale that values are on: 0 to 1, or 0 to 10."
     return (0., 10. if max((v for v in values if v is not None), default=0.) > 1 else 1.)
 
-# %% ../nbs/24_leaderboard.ipynb #9f8f37bf
+# %% ../nbs/24_leaderboard.ipynb #940a94b2
 def summary(log: EvalLog) -> pd.DataFrame:
     "A line a measure, a column a scorer: mean with its 95 % interval, by question."
     table: dict = {}
@@ -84,7 +85,7 @@ def summary(log: EvalLog) -> pd.DataFrame:
         table.setdefault(name, {})[measure] = shown(estimate(values, questions, bounds=bounds_of(values)))
     return pd.DataFrame(table).fillna('')
 
-# %% ../nbs/24_leaderboard.ipynb #9a013cb3
+# %% ../nbs/24_leaderboard.ipynb #51d39c14
 def paired(a: EvalLog, b: EvalLog) -> dict[tuple[str, str], Comparison]:
     "What `b` has more than `a`, by scorer and measure. Raises DataError where they have nothing in common."
     if a.eval.task != b.eval.task:
@@ -98,7 +99,7 @@ def paired(a: EvalLog, b: EvalLog) -> dict[tuple[str, str], Comparison]:
         found[key] = compare(*values, *questions, bounds=bounds_of(sum(values, [])))
     return found
 
-# %% ../nbs/24_leaderboard.ipynb #e55c0ae2
+# %% ../nbs/24_leaderboard.ipynb #011f2d07
 def comparison_table(a: EvalLog, b: EvalLog) -> pd.DataFrame:
     "A line a scorer and measure: both means, the difference with its interval and p-value, and the number of questions."
     one, two, lines = scores_of(a), scores_of(b), []
@@ -109,7 +110,7 @@ def comparison_table(a: EvalLog, b: EvalLog) -> pd.DataFrame:
                      | dict(difference=d.value, low=d.low, high=d.high, p=c.p, questions=d.groups))
     return pd.DataFrame(lines).set_index(['scorer', 'measure'])
 
-# %% ../nbs/24_leaderboard.ipynb #694da604
+# %% ../nbs/24_leaderboard.ipynb #63423339
 def comparison_figure(a: EvalLog, b: EvalLog, names: tuple[str, str] = ('first', 'second')) -> Figure:
     "The differences with their 95 % intervals, a panel a scorer."
     table = comparison_table(a, b).dropna(subset=['difference'])
@@ -124,12 +125,12 @@ def comparison_figure(a: EvalLog, b: EvalLog, names: tuple[str, str] = ('first',
         ax.set(yticks=range(len(part)), yticklabels=part.index, title=kind, xlabel=f'{names[1]} less {names[0]}')
     return fig
 
-# %% ../nbs/24_leaderboard.ipynb #3ece804b
+# %% ../nbs/24_leaderboard.ipynb #2aee28b5
 def published() -> pd.DataFrame:
     "Figures of others: benchmark, system, measure, value as published, source."
     return pd.DataFrame(json.loads(asset('benchmarks/published.json').read_text()))
 
-# %% ../nbs/24_leaderboard.ipynb #92b3ddc1
+# %% ../nbs/24_leaderboard.ipynb #7efcd20f
 def _system(log):
     meta = log.eval.metadata or {}
     how = f", best of {meta['n']}" if meta.get('n', 1) > 1 else ''
@@ -145,7 +146,7 @@ def leaderboard(logs: Iterable[EvalLog]) -> dict[str, pd.DataFrame]:
         tables.setdefault(log.eval.task.split('/')[-1], []).append(line)
     return {task: pd.DataFrame(lines).fillna('') for task, lines in sorted(tables.items())}
 
-# %% ../nbs/24_leaderboard.ipynb #9ef32e9f
+# %% ../nbs/24_leaderboard.ipynb #0adcb1c1
 def _told(table):
     "A table for the template."
     return dict(columns=list(table), rows=table.astype(str).values.tolist())

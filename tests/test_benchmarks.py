@@ -211,7 +211,7 @@ def test_runs_of_two_benchmarks_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize("command, says", [
     (["eval", "nothing"], "there is no benchmark 'nothing': choose one of checked"), (["eval", "opening"], "has no model that judges criteria"),
-    (["eval", "checked", "--answers", "gone.jsonl"], "gone.jsonl can not be read"), (["compare", "gone", "gone"], "is no log of an evaluation"),
+    (["eval", "checked", "--answers", "gone.jsonl"], "gone.jsonl can not be read"), (["compare", "gone", "gone"], "there is no log and no folder gone"),
     (["leaderboard", "gone"], "has no log of an evaluation")])
 def test_mistakes_are_said_in_one_sentence(command, says):
     out = CliRunner().invoke(app, command)
