@@ -59,6 +59,7 @@ def put_document(state: TaskState, document: Document):
     state.output = ModelOutput.from_content(str(state.model), [show(p) for p in parts_of(document) if p != ''])
     state.messages.append(state.output.message)
 
+# %% ../nbs/24_benchmarks.ipynb #8b183afa
 def document_of(state: TaskState) -> Document | None:
     "The answer; None if there is none."
     text = state.store.get('document')
@@ -90,6 +91,7 @@ async def scaled(asked: Asked, profile: Profile, plan: Plan) -> Document:
 # %% ../nbs/24_benchmarks.ipynb #9c3884dd
 LASTING = ('refused', 'invalid', 'unsupported')     # kinds of failures that would come again
 
+# %% ../nbs/24_benchmarks.ipynb #29611bd1
 def answering(questions: dict[str, Asked], profile: Profile, n: int, recorded: dict[str, Document | str] | None):
     "The solver of a task: recorded answers, the best of `n`, or one."
     @solver(name='illustrate')
@@ -109,6 +111,7 @@ def answering(questions: dict[str, Asked], profile: Profile, n: int, recorded: d
         return solve
     return illustrate()
 
+# %% ../nbs/24_benchmarks.ipynb #2ac472e1
 async def _recorded(answer, asked, profile):
     "A recorded answer with its pictures; tags that have none yet are drawn."
     if not isinstance(answer, str): return answer
@@ -125,6 +128,7 @@ def verdict(points: Points | float | None, why: str = '') -> Score:
 # %% ../nbs/24_benchmarks.ipynb #1627fc16
 Counts = Callable[[Asked, Document | None, Any], dict[str, Points | float | None]]     # name -> value
 
+# %% ../nbs/24_benchmarks.ipynb #0b8c6899
 def scorers(questions: dict[str, Asked], judge: Callable, **ways: Counts) -> list:
     "A scorer a way of counting. `judge(asked, document)` is awaited once an answer; its verdicts are handed to all."
     known = {}
@@ -195,6 +199,7 @@ def _checked(asked, document, found):
     share = lambda bad: found.hits/(found.hits + bad) if found.hits + bad else None
     return {'criteria': found.share, 'all met': float(found.all_met), 'precision': share(found.unneeded), 'recall': share(found.missed)}
 
+# %% ../nbs/24_benchmarks.ipynb #c594d2f0
 @task
 def checked(profile: str = 'cpu', n: int = 1, answers: str = '', file: str = '') -> Task:
     "The kit's own questions, checked by code. answers: a file of lines {id, answer}; n: answers to choose from."
@@ -210,6 +215,7 @@ def _parts(reward):
     found = {'reward': reward.value, 'count': reward.count, 'text': reward.text, 'pictures': reward.pictures}
     return found | {'tool use': reward.tools.score, 'right tools': float(set(reward.tools.attempted) == set(reward.tools.required))}
 
+# %% ../nbs/24_benchmarks.ipynb #20fefd90
 @task
 def in_domain(profile: str = 'cpu', n: int = 1, answers: str = '', file: str = '') -> Task:
     "Held-out rows of the training data, scored by the reward. file: rows of your own (`llmi data check`)."
@@ -230,6 +236,7 @@ def _llmi_score(score, tools):
         return dict(score=score(judged), invoked=calls.invoked, right=calls.right)
     return count
 
+# %% ../nbs/24_benchmarks.ipynb #9066c85b
 @task
 def llmi_bench(file: str = '', profile: str = 'cpu', n: int = 1, answers: str = '') -> Task:
     "LLMI-Bench. file: text_only.json or mm.json; empty: a tiny sample of our own. A judge marks each criterion."
@@ -258,6 +265,7 @@ def opening(file: str = '', profile: str = 'cpu', n: int = 1, answers: str = '')
 # %% ../nbs/24_benchmarks.ipynb #8b8c7a00
 def _isg_question(sample): return '\n'.join(b for b in (block.read() for block in sample.Query) if isinstance(b, str))
 
+# %% ../nbs/24_benchmarks.ipynb #06cf763e
 @task
 def isg(file: str = '', profile: str = 'cpu', n: int = 1, answers: str = '') -> Task:
     "ISG-Bench, all four levels. file: ISG-Bench.jsonl; empty: a tiny sample of our own. answers: a file in its format."

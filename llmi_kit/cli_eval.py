@@ -26,6 +26,7 @@ def _task(name, **given):
     if known not in TASKS: raise UnusableInput(f"there is no benchmark '{name}': choose one of {', '.join(TASKS)}")
     return getattr(benchmarks, known)(**given)
 
+# %% ../nbs/29_cli_eval.ipynb #9c6c8dbe
 def _judge(name, settings, judge):
     "Is there anybody to judge?"
     from llmi_kit.writer import UnusableInput
@@ -38,6 +39,7 @@ def _judge(name, settings, judge):
 Limit = Annotated[int | None, typer.Option(help='Only so many questions.', min=1, show_default=False)]
 Recorded = Annotated[str, typer.Option(help='Recorded answers, in the format of the benchmark: nothing is written.')]
 
+# %% ../nbs/29_cli_eval.ipynb #b5149876
 def evaluate(
     name: Annotated[str, typer.Argument(help='checked, in_domain, llmi_bench, opening or isg.')],
     profile: ProfileName = None,

@@ -37,6 +37,7 @@ class Together(Chat):
 # %% ../nbs/23_inspect_chat.ipynb #255593c6
 WAIT = .02      # seconds in which others may come along
 
+# %% ../nbs/23_inspect_chat.ipynb #508a3ae0
 async def _serve(self: Together):
     "Write whatever waits, those first that came first with those that are asked for alike."
     while self.waiting:
@@ -65,6 +66,7 @@ def to_message(turn: ChatMessage) -> Message:
     parts = [ContentText(text=turn.content)] if isinstance(turn.content, str) else turn.content
     return Message(role, [_part(p) for p in parts])
 
+# %% ../nbs/23_inspect_chat.ipynb #070164cc
 def _part(content):
     if isinstance(content, ContentText): return content.text
     if not isinstance(content, ContentImage): raise ValueError(f'a chat of this kit reads text and pictures, not {content.type}')
@@ -125,6 +127,7 @@ class JudgeAPI(ProfileAPI):
 @modelapi('llmi')
 def llmi(): return ProfileAPI
 
+# %% ../nbs/23_inspect_chat.ipynb #4ee79426
 @modelapi('llmi-judge')
 def llmi_judge(): return JudgeAPI
 

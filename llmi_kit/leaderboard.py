@@ -39,6 +39,7 @@ def _values(sample, name, value):
     found = value if isinstance(value, dict) else {'score': value}
     for measure, v in found.items(): yield measure, None if v is None or v != v else float(v)
 
+# %% ../nbs/24_leaderboard.ipynb #cac3afee
 def scores_of(log: EvalLog) -> Scores:
     "All that was scored. A sample that broke down has no value anywhere."
     found: Scores = {}
@@ -58,6 +59,7 @@ def logs_in(folder: Path, deep: bool = False) -> list[EvalLogInfo]:
     if not files: raise DataError(f'{folder} has no log of an evaluation: run `llmi eval NAME --out {folder}` first')
     return sorted(files, key=lambda f: f.mtime or 0)
 
+# %% ../nbs/24_leaderboard.ipynb #f0b59d4b
 def read_log(log: Path | EvalLogInfo) -> EvalLog:
     "A log, or the newest of a folder. Raises DataError."
     if isinstance(log, Path) and not log.exists(): raise DataError(f'there is no log and no folder {log}')
@@ -73,6 +75,7 @@ def shown(e: Estimate) -> str:
     text = f'{e.value:.2f}' + (f' ({e.low:.2f} to {e.high:.2f})' if e.low is not None else '')
     return text + (f', {e.missing} missing' if e.missing else '')
 
+# %% ../nbs/24_leaderboard.ipynb #ecf14495
 def bounds_of(values: Iterable[float | None]) -> tuple[float, float]:
     "The scale that values are on: 0 to 1, or 0 to 10."
     return (0., 10. if max((v for v in values if v is not None), default=0.) > 1 else 1.)
@@ -136,6 +139,7 @@ def _system(log):
     how = f", best of {meta['n']}" if meta.get('n', 1) > 1 else ''
     return f"recorded: {Path(meta['answers']).name}" if meta.get('answers') else log.eval.model + how
 
+# %% ../nbs/24_leaderboard.ipynb #6f2ced1e
 def leaderboard(logs: Iterable[EvalLog]) -> dict[str, pd.DataFrame]:
     "For each benchmark a line a run: system, questions, when, and its measures by the scorer that leaves nothing out."
     tables: dict = {}
@@ -151,6 +155,7 @@ def _told(table):
     "A table for the template."
     return dict(columns=list(table), rows=table.astype(str).values.tolist())
 
+# %% ../nbs/24_leaderboard.ipynb #80975d44
 def leaderboard_page(logs: Iterable[EvalLog]) -> str:
     "One HTML page that loads nothing."
     own, theirs, css = leaderboard(logs), published(), asset('report.css').read_text() + asset('leaderboard.css').read_text()
