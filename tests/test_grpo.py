@@ -133,7 +133,7 @@ def test_an_answer_without_a_reward_teaches_nothing(tmp_path, model, normalize):
     seen = []
     def rewards(answer):
         seen.append(answer)
-        good = len(answer) % 3/3
+        good = sum(map(ord, answer)) % 7/7      # random bytes: their number alone may be the same for all
         return lost if len(seen) in (2, 7) else Reward(value=.2 + .5*good, count=1, text=good, pictures=0.)
     trainer, kept = tiny_trainer(model, tmp_path, Fixed(rewards), normalize_parts=normalize), []
     usual = trainer._generate_and_score_completions
