@@ -216,8 +216,7 @@ def trl_config(
     "The recipe in TRL's words."
     clip = dict(epsilon=GSPO_CLIP[0], epsilon_high=GSPO_CLIP[1]) if recipe.sequence else {}
     level, loss = ('sequence', 'grpo') if recipe.sequence else ('token', recipe.loss)
-    # rises from its first step on: transformers' plain cosine spends a step at 0
-    schedule = dict(lr_scheduler_type='cosine_warmup_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01), warmup_steps=recipe.warmup)
+    schedule = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01), warmup_steps=recipe.warmup)
     return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.at_once,
         gradient_accumulation_steps=recipe.batch//recipe.at_once, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
         mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature, learning_rate=recipe.lr, **schedule,
