@@ -15,19 +15,19 @@ wildcard_constraints:
     run=r"seed-\d+(-without-(count|text|pictures)|-reference)?",
 
 
+def same_start(wildcards):
+    "The record of the run whose warm start a run takes, with the answers before: the first seed's, for all others."
+    first = f"seed-{SEEDS[0]}"
+    return [] if wildcards.run == first else f"results/{wildcards.profile}/grpo/{first}/run.json"
+
+
 def run_of(wildcards):
     "Parameters of a GRPO run from its name: seed-3, seed-3-without-text, seed-3-reference."
     _, seed, *other = wildcards.run.split("-", 2)
     words = f"-p seed {seed}"
+    if like := same_start(wildcards): words += f" -p like ../../{Path(like).parent}"
     if not other: return words
-    words += f" -p like ../../results/{wildcards.profile}/grpo/seed-{seed}"
     return words + (" -p variant reference" if other[0] == "reference" else f" -p without {other[0].removeprefix('without-')}")
-
-
-def same_start(wildcards):
-    "The run that an ablation is compared with."
-    _, seed, *other = wildcards.run.split("-", 2)
-    return f"results/{wildcards.profile}/grpo/seed-{seed}/run.json" if other else []
 
 
 rule demo:
@@ -106,4 +106,25 @@ rule scaling:
     shell:
         "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
         " -p profile {wildcards.profile} -p out ../../results/{wildcards.profile}/scaling -p figures ../../figures/{wildcards.profile} > {log} 2>&1"
+        " || {{ tail -n 30 {log} >&2; exit 1; }}"
+
+
+rule evaluate:
+    input:
+        trained=f"results/{{profile}}/grpo/seed-{SEEDS[0]}/run.json",
+        notebook="nbs/pipelines/evaluate.ipynb",
+        settings="settings.ini",
+        package=PACKAGE,
+    output:
+        figures=expand("figures/{{profile}}/{name}.svg", name=["systems"]),
+        executed="results/{profile}/notebooks/evaluate.ipynb",
+    log:
+        "results/{profile}/logs/evaluate.log",
+    threads: 2
+    params:
+        run=lambda wildcards, input: f"../../{Path(input.trained).parent}",
+    shell:
+        "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
+        " -p profile {wildcards.profile} -p out ../../results/{wildcards.profile}/evaluate -p figures ../../figures/{wildcards.profile}"
+        " -p start {params.run}/start -p trained {params.run}/adapter > {log} 2>&1"
         " || {{ tail -n 30 {log} >&2; exit 1; }}"

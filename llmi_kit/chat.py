@@ -18,7 +18,7 @@ import httpx, openai, torch
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict
 
-from .backbone import BackboneError, adapter_folder, cut, load, missing, plain_text, write_batch
+from .backbone import BackboneError, adapter_folder, cut, for_writing, load, missing, plain_text, write_batch
 from .config import derive_seed
 from .picture import Failure, Picture
 
@@ -136,7 +136,8 @@ class LocalChat(Chat):
 
     def _open(self):
         if self.loaded is None:
-            self.loaded = load(self.backbone, self.quantization, self.adapter, self.device, self.dtype)
+            model, words = load(self.backbone, self.quantization, self.adapter, self.device, self.dtype)
+            self.loaded = for_writing(model), words
         return self.loaded
 
     def sees(self) -> bool:

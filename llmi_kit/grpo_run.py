@@ -17,7 +17,7 @@ from .config import Store
 from .data import Row
 from .grpo import Rewards, Rollout, dataset_of
 from .grpo_trainer import FastGRPOTrainer
-from .grpo_writing import for_writing, sampler, write_answers
+from .grpo_writing import quickly, sampler, write_answers
 
 # %% ../nbs/14_grpo_run.ipynb #df520c92
 class TrainingError(RuntimeError):
@@ -139,7 +139,7 @@ async def held_out(
     numbers = torch.rand(len(rows), max_tokens)
     draw = sampler(temperature, numbers=numbers) if temperature else lambda scores, rows: scores.argmax(-1)
     def write():
-        with for_writing(model): return write_answers(model, asked, max_tokens, {words.eos_token_id}, draw, slots)
+        with quickly(model): return write_answers(model, asked, max_tokens, {words.eos_token_id}, draw, slots)
     written = await asyncio.to_thread(write)
     said = [words.decode(ids, skip_special_tokens=True) for ids in written]
     return list(await asyncio.gather(*(rewards.rollout(text, d['extra_info']) for text, d in zip(said, data, strict=True))))

@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import is_async_callable
 
-from .grpo_writing import base, for_writing, sampler, write_answers
+from .grpo_writing import base, quickly, sampler, write_answers
 
 # %% ../nbs/14_grpo_trainer.ipynb #5c28e2a3
 class Part(NamedTuple):
@@ -247,7 +247,7 @@ def _generate_single_turn(self: FastGRPOTrainer, prompt_ids, *args, **kwargs):
     draw = sampler(self.temperature, self.top_k, self.top_p, self.min_p, numbers)
     done = self.early.start if self.early else lambda i, ids: None
     with unwrap_model_for_generation(self.model_wrapped, self.accelerator,
-                                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as model, for_writing(model):
+                                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as model, quickly(model):
         return write_answers(model, prompt_ids, self.max_completion_length, set(self.eos_token_ids), draw, self.slots, done), None
 
 # %% ../nbs/14_grpo_trainer.ipynb #704cea9f

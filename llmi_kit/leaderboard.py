@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Scores', 'Measured', 'scores_of', 'logs_in', 'read_log', 'shown', 'bounds_of', 'summary', 'paired',
-           'comparison_table', 'comparison_figure', 'published', 'leaderboard', 'leaderboard_page']
+           'comparison_table', 'comparison_figure', 'systems_table', 'systems_figure', 'published', 'leaderboard',
+           'leaderboard_page']
 
 # %% ../nbs/24_leaderboard.ipynb #249e30f1
 import json
@@ -128,6 +129,44 @@ def comparison_figure(a: EvalLog, b: EvalLog, names: tuple[str, str] = ('first',
         ax.set(yticks=range(len(part)), yticklabels=part.index, title=kind, xlabel=f'{names[1]} less {names[0]}')
     return fig
 
+# %% ../nbs/24_leaderboard.ipynb #ab34f1e0
+def systems_table(
+    logs: dict[str, EvalLog],   # by name, in the order of what was added
+    measure: str,               # of the scorer
+    scorer: str = 'fixed',
+) -> pd.DataFrame:
+    "A line a system: mean with its 95 % interval, and what it has more than the one before, paired by question."
+    lines, last = [], None
+    for name, log in logs.items():
+        e = estimate(*scores_of(log)[scorer, measure], bounds=bounds_of(scores_of(log)[scorer, measure].values))
+        line = dict(system=name, mean=e.value, low=e.low, high=e.high, questions=e.groups)
+        if last is not None:
+            c = paired(last, log)[scorer, measure]
+            line |= dict(gain=c.difference.value, gain_low=c.difference.low, gain_high=c.difference.high, p=c.p)
+        lines.append(line)
+        last = log
+    return pd.DataFrame(lines).set_index('system')
+
+# %% ../nbs/24_leaderboard.ipynb #baafc027
+def systems_figure(
+    logs: dict[str, EvalLog],
+    measures: Iterable[str],
+    scorer: str = 'fixed',
+    title: str = '',
+) -> Figure:
+    "A panel a measure: each system's mean with its 95 % interval."
+    measures = list(measures)
+    size = 1.2 + 2.4*len(measures), 1.2 + .4*len(logs)
+    fig, axes = plt.subplots(1, len(measures), figsize=size, layout='constrained', sharey=True, squeeze=False)
+    for ax, measure in zip(axes[0], measures, strict=True):
+        t = systems_table(logs, measure, scorer)
+        ax.errorbar(t['mean'], range(len(t)), xerr=[t['mean'] - t['low'], t['high'] - t['mean']], fmt='o', color='black', capsize=3)
+        ax.set(title=measure, xlim=(0, 1), yticks=range(len(t)), yticklabels=t.index)
+        ax.grid(axis='x', color='0.9')
+    axes[0, 0].invert_yaxis()
+    fig.suptitle(title)
+    return fig
+
 # %% ../nbs/24_leaderboard.ipynb #2aee28b5
 def published() -> pd.DataFrame:
     "Figures of others: benchmark, system, measure, value as published, source."
@@ -135,9 +174,11 @@ def published() -> pd.DataFrame:
 
 # %% ../nbs/24_leaderboard.ipynb #7efcd20f
 def _system(log):
-    meta = log.eval.metadata or {}
-    how = f", best of {meta['n']}" if meta.get('n', 1) > 1 else ''
-    return f"recorded: {Path(meta['answers']).name}" if meta.get('answers') else log.eval.model + how
+    "A name for the leaderboard; an adapter that was given for this run is part of it."
+    meta, lines = log.eval.metadata or {}, log.eval.model_args or {}
+    if meta.get('answers'): return f"recorded: {Path(meta['answers']).name}"
+    adapter = f", adapter {Path(lines['adapter']).name or 'none'}" if 'adapter' in lines else ''
+    return log.eval.model + adapter + (f", best of {meta['n']}" if meta.get('n', 1) > 1 else '')
 
 # %% ../nbs/24_leaderboard.ipynb #6f2ced1e
 def leaderboard(logs: Iterable[EvalLog]) -> dict[str, pd.DataFrame]:
