@@ -1,11 +1,15 @@
 # make demo   writes illustrated reports for real questions      make test   checks everything
 # make setup  the environment alone                              make doctor what is ready here
 # make lab    JupyterLab at the index                            make readme README.md from nbs/index.ipynb
+# make figures   trains, scales, evaluates and draws: a night on two cores; SCALE=quick 100 minutes, SCALE=smoke 8
+# make docs      the documentation site in _docs/                make release-check   the wheel, tried in an environment of its own
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.llmi-ready
 PROFILE ?= cpu
+SCALE   ?= full
+CORES   ?= 2
 export HF_HUB_OFFLINE ?= 1
 # The rules of the Snakefile call papermill by name.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -13,7 +17,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE   # imports of torch and friends are slow without their .pyc files
 
-.PHONY: setup demo test lab doctor readme benchmarks clean
+.PHONY: setup demo test lab doctor figures docs release-check readme benchmarks clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -33,6 +37,18 @@ $(READY): constraints.txt pyproject.toml
 demo: setup
 	@$(BIN)/snakemake --quiet all --cores 2 --config profile=$(PROFILE) -- demo
 	@cat results/$(PROFILE)/demo/summary.txt
+
+figures: setup
+	@$(BIN)/snakemake --quiet all --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE) scale=$(SCALE) -- figures
+
+docs: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]' --no-build-isolation
+	@$(BIN)/sphinx-build -q -W --keep-going -j 2 docs _docs
+	@$(BIN)/python docs/links.py _docs
+	@echo "_docs/index.html"
+
+release-check: setup
+	@$(BIN)/python tests/release_check.py
 
 test: export OMP_NUM_THREADS ?= 1
 test: setup
@@ -55,4 +71,4 @@ benchmarks: setup
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 clean:
-	rm -rf results .snakemake _proc _docs
+	rm -rf results .snakemake _proc _docs dist build docs/nbs docs/api docs/executed docs/figures docs/reference.md

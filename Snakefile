@@ -1,38 +1,70 @@
 # The pipeline: each notebook is a rule. What a result depends on is an input: the notebook, its data, the settings, the package.
+#   snakemake --cores 2 -- figures                            everything, a night on two cores
+#   snakemake --cores 2 --config scale=quick -- figures       one seed, fewer steps and questions
+#   snakemake --cores 2 --config profile=gpu24 -- figures     another profile of settings.ini
+# Executed notebooks, logs and run records land in results/PLACE/, figures in figures/PLACE/. PLACE is the profile, with the scale
+# behind it unless that is full: a small run never takes the place of a whole one.
 from pathlib import Path
 
-PROFILE = config.get("profile", "cpu")
+PROFILE, SCALE = config.get("profile", "cpu"), config.get("scale", "full")
+ABLATIONS = ["without-count", "without-text", "without-pictures", "reference"]    # of the first seed
+
+# seeds and ablations, and what each notebook is told; the defaults in the notebooks are those of the full scale
+SCALES = {
+    "full": dict(seeds="3 4 5", ablations=ABLATIONS),
+    "quick": dict(seeds="3", ablations=[], warmup=dict(steps=30, heldout=30), grpo=dict(start_steps=24, steps=4, heldout=30),
+                  scaling=dict(questions=8, calibration=8, n=8), evaluate=dict(limit=40, n=4)),
+    "smoke": dict(seeds="3", ablations=[], warmup=dict(rows=80, steps=2, heldout=4),
+                  grpo=dict(start_steps=2, steps=1, prompts=5, answers=2, learned=0, max_tokens=48, heldout=5, longest=48),
+                  scaling=dict(questions=2, calibration=2, n=2, keep=1), evaluate=dict(limit=3, n=2)),
+}
+if SCALE not in SCALES: raise ValueError(f"scale is {', '.join(SCALES)}, not {SCALE}")
+SEEDS = str(config.get("seeds", SCALES[SCALE]["seeds"])).split()
+PLACE = PROFILE if SCALE == "full" else f"{PROFILE}-{SCALE}"
 ROOT = Path(workflow.basedir)
 PACKAGE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "llmi_kit").rglob("*")
                  if p.is_file() and p.suffix in {".py", ".json", ".jsonl", ".safetensors", ".css", ".html"})
 
-
-SEEDS = str(config.get("seeds", "3 4 5")).split()
-ABLATED = ["without-count", "without-text", "without-pictures", "reference"]    # of the first seed
-
 wildcard_constraints:
-    profile=r"[a-z0-9]+",
+    place=r"[a-z0-9]+(-(quick|smoke))?",
     run=r"seed-\d+(-without-(count|text|pictures)|-reference)?",
+
+
+# A run that was stopped goes on: its folder isn't an output, and what it holds stays.
+PAPERMILL = (f"papermill {{input.notebook}} {{output.executed}} --cwd nbs/pipelines --no-progress-bar --log-level WARNING -p profile {PROFILE}"
+             " {params.words} > {log} 2>&1 || {{ tail -n 30 {log} >&2; exit 1; }}")
+
+
+def words(notebook, **told):
+    "Parameters for papermill: what a rule says, and what the scale does."
+    return " ".join(f"-p {k} '{v}'" for k, v in (told | SCALES[SCALE].get(notebook, {})).items())
 
 
 def same_start(wildcards):
     "The record of the run whose warm start a run takes, with the answers before: the first seed's, for all others."
     first = f"seed-{SEEDS[0]}"
-    return [] if wildcards.run == first else f"results/{wildcards.profile}/grpo/{first}/run.json"
+    return [] if wildcards.run == first else f"results/{wildcards.place}/grpo/{first}/run.json"
 
 
-def run_of(wildcards):
-    "Parameters of a GRPO run from its name: seed-3, seed-3-without-text, seed-3-reference."
+def words_of_run(wildcards):
+    "Of a GRPO run, by its name: seed-3, seed-3-without-text, seed-3-reference."
     _, seed, *other = wildcards.run.split("-", 2)
-    words = f"-p seed {seed}"
-    if like := same_start(wildcards): words += f" -p like ../../{Path(like).parent}"
-    if not other: return words
-    return words + (" -p variant reference" if other[0] == "reference" else f" -p without {other[0].removeprefix('without-')}")
+    told = dict(out=f"../../results/{wildcards.place}/grpo/{wildcards.run}", seed=seed)
+    if like := same_start(wildcards): told["like"] = f"../../{Path(like).parent}"
+    if other: told |= dict(variant="reference") if other[0] == "reference" else dict(without=other[0].removeprefix("without-"))
+    return words("grpo", **told)
 
 
 rule demo:
     input:
         f"results/{PROFILE}/demo/summary.txt",
+
+
+FIGURES = ["learning", "learning-held-out", *(["ablation"] if SCALES[SCALE]["ablations"] else []), "scaling", "scaling-stages", "systems"]
+
+rule figures:
+    input:
+        expand(f"figures/{PLACE}/{{name}}.svg", name=FIGURES),
 
 
 rule generate:
@@ -42,19 +74,36 @@ rule generate:
         settings="settings.ini",
         package=PACKAGE,
     output:
-        summary="results/{profile}/demo/summary.txt",
-        record="results/{profile}/demo/record.json",
-        executed="results/{profile}/notebooks/generate.ipynb",
+        summary="results/{place}/demo/summary.txt",
+        record="results/{place}/demo/record.json",
+        executed="results/{place}/notebooks/generate.ipynb",
     log:
-        "results/{profile}/logs/generate.log",
+        "results/{place}/logs/generate.log",
+    params:
+        words=lambda w: words("generate", questions="../../llmi_kit/assets/demo/questions.jsonl", out=f"../../results/{w.place}/demo"),
     shell:
-        "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --progress-bar --log-level WARNING"
-        " -p profile {wildcards.profile} -p questions ../../{input.questions}"
-        " -p out ../../results/{wildcards.profile}/demo > {log} 2>&1"
-        " || {{ tail -n 30 {log} >&2; exit 1; }}"
+        PAPERMILL.replace("--no-progress-bar", "--progress-bar")
 
 
-# Hours on two cores. A run that was stopped goes on: only run.json is an output, and the folder's checkpoints stay.
+# The long warm start: the adapter that ships with the kit was made by the same notebook.
+rule warmup:
+    input:
+        notebook="nbs/pipelines/warmup.ipynb",
+        settings="settings.ini",
+        package=PACKAGE,
+    output:
+        adapter="results/{place}/warmup/adapter_model.safetensors",
+        metrics="results/{place}/warmup/metrics.json",
+        executed="results/{place}/notebooks/warmup.ipynb",
+    log:
+        "results/{place}/logs/warmup.log",
+    threads: 2
+    params:
+        words=lambda w: words("warmup", out=f"../../results/{w.place}/warmup"),
+    shell:
+        PAPERMILL.replace(f" -p profile {PROFILE}", "")
+
+
 rule grpo:
     input:
         like=same_start,
@@ -62,34 +111,33 @@ rule grpo:
         settings="settings.ini",
         package=PACKAGE,
     output:
-        record="results/{profile}/grpo/{run}/run.json",
-        executed="results/{profile}/notebooks/grpo-{run}.ipynb",
+        record="results/{place}/grpo/{run}/run.json",
+        executed="results/{place}/notebooks/grpo-{run}.ipynb",
     log:
-        "results/{profile}/logs/grpo-{run}.log",
+        "results/{place}/logs/grpo-{run}.log",
     threads: 2
     params:
-        words=run_of,
+        words=words_of_run,
     shell:
-        "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
-        " -p profile {wildcards.profile} -p out ../../results/{wildcards.profile}/grpo/{wildcards.run} {params.words} > {log} 2>&1"
-        " || {{ tail -n 30 {log} >&2; exit 1; }}"
+        PAPERMILL
 
 
 rule learning:
     input:
-        expand("results/{{profile}}/grpo/seed-{seed}/run.json", seed=SEEDS),
-        expand("results/{{profile}}/grpo/seed-{seed}-{what}/run.json", seed=SEEDS[:1], what=ABLATED),
+        expand("results/{{place}}/grpo/seed-{seed}/run.json", seed=SEEDS),
+        expand("results/{{place}}/grpo/seed-{seed}-{what}/run.json", seed=SEEDS[:1], what=SCALES[SCALE]["ablations"]),
         notebook="nbs/pipelines/learning.ipynb",
     output:
-        figures=expand("figures/{{profile}}/{name}.svg", name=["learning", "learning-held-out", "ablation"]),
-        executed="results/{profile}/notebooks/learning.ipynb",
+        figures=expand("figures/{{place}}/{name}.svg", name=[f for f in FIGURES if f[:5] in ("learn", "ablat")]),
+        executed="results/{place}/notebooks/learning.ipynb",
     log:
-        "results/{profile}/logs/learning.log",
+        "results/{place}/logs/learning.log",
     threads: 2
+    params:
+        words=lambda w: words("learning", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../figures/{w.place}", scale=SCALE,
+                              **({} if SCALES[SCALE]["ablations"] else dict(without="", reference=False))),
     shell:
-        "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
-        " -p profile {wildcards.profile} -p seeds '{SEEDS}' -p runs ../../results/{wildcards.profile}/grpo -p out ../../figures/{wildcards.profile} > {log} 2>&1"
-        " || {{ tail -n 30 {log} >&2; exit 1; }}"
+        PAPERMILL
 
 
 rule scaling:
@@ -98,33 +146,33 @@ rule scaling:
         settings="settings.ini",
         package=PACKAGE,
     output:
-        figures=expand("figures/{{profile}}/{name}.svg", name=["scaling", "scaling-stages"]),
-        executed="results/{profile}/notebooks/scaling.ipynb",
+        figures=expand("figures/{{place}}/{name}.svg", name=["scaling", "scaling-stages"]),
+        executed="results/{place}/notebooks/scaling.ipynb",
     log:
-        "results/{profile}/logs/scaling.log",
+        "results/{place}/logs/scaling.log",
     threads: 2
+    params:
+        words=lambda w: words("scaling", out=f"../../results/{w.place}/scaling", figures=f"../../figures/{w.place}", scale=SCALE),
     shell:
-        "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
-        " -p profile {wildcards.profile} -p out ../../results/{wildcards.profile}/scaling -p figures ../../figures/{wildcards.profile} > {log} 2>&1"
-        " || {{ tail -n 30 {log} >&2; exit 1; }}"
+        PAPERMILL
 
 
 rule evaluate:
     input:
-        trained=f"results/{{profile}}/grpo/seed-{SEEDS[0]}/run.json",
+        trained=f"results/{{place}}/grpo/seed-{SEEDS[0]}/run.json",
+        long="results/{place}/warmup/adapter_model.safetensors",
         notebook="nbs/pipelines/evaluate.ipynb",
         settings="settings.ini",
         package=PACKAGE,
     output:
-        figures=expand("figures/{{profile}}/{name}.svg", name=["systems"]),
-        executed="results/{profile}/notebooks/evaluate.ipynb",
+        figures=expand("figures/{{place}}/{name}.svg", name=["systems"]),
+        executed="results/{place}/notebooks/evaluate.ipynb",
     log:
-        "results/{profile}/logs/evaluate.log",
+        "results/{place}/logs/evaluate.log",
     threads: 2
     params:
-        run=lambda wildcards, input: f"../../{Path(input.trained).parent}",
+        words=lambda w: words("evaluate", out=f"../../results/{w.place}/evaluate", figures=f"../../figures/{w.place}", scale=SCALE,
+                              long=f"../../results/{w.place}/warmup", **{k: f"../../results/{w.place}/grpo/seed-{SEEDS[0]}/{v}"
+                                                                         for k, v in dict(start="start", trained="adapter").items()}),
     shell:
-        "papermill {input.notebook} {output.executed} --cwd nbs/pipelines --no-progress-bar --log-level WARNING"
-        " -p profile {wildcards.profile} -p out ../../results/{wildcards.profile}/evaluate -p figures ../../figures/{wildcards.profile}"
-        " -p start {params.run}/start -p trained {params.run}/adapter > {log} 2>&1"
-        " || {{ tail -n 30 {log} >&2; exit 1; }}"
+        PAPERMILL

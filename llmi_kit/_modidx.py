@@ -1430,6 +1430,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'llmi_kit.provenance.machine': ('provenance.html#machine', 'llmi_kit/provenance.py'),
                                      'llmi_kit.provenance.peak_gb': ('provenance.html#peak_gb', 'llmi_kit/provenance.py'),
                                      'llmi_kit.provenance.provenance': ('provenance.html#provenance', 'llmi_kit/provenance.py'),
+                                     'llmi_kit.provenance.save_figure': ('provenance.html#save_figure', 'llmi_kit/provenance.py'),
                                      'llmi_kit.provenance.versions': ('provenance.html#versions', 'llmi_kit/provenance.py')},
             'llmi_kit.questions': { 'llmi_kit.questions.Part': ('questions.html#part', 'llmi_kit/questions.py'),
                                     'llmi_kit.questions.Part.text': ('questions.html#part.text', 'llmi_kit/questions.py'),
