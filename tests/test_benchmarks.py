@@ -142,6 +142,25 @@ def test_a_writer_over_http_answers_and_its_tools_draw(tmp_path, monkeypatch):
     assert means(log)["fixed", "all met"] == 1 and q.text in said(server.seen[-1]["body"])
 
 
+def test_scaling_chooses_the_better_of_several_answers(tmp_path, monkeypatch):
+    "The writer is right in one answer of three; the judge of rules, who knows the question alone, finds it."
+    q = next(q for q in QUESTIONS if q.group == "search")
+    said_so_far = []
+    def reply(body):
+        said_so_far.append(body)
+        return reference_answer(q) if len(said_so_far) == 2 else "I would rather not show anything."
+    with judge_server(reply=reply) as server:
+        settings(tmp_path, monkeypatch, server=server.base, backbone="writer", batch=1, temperature=.7)
+        command = ["eval", "checked", "--profile", "there", "--n", "3", "--limit", str(load_checked().index(q) + 1), "--out", str(tmp_path/"eval")]
+        log = run(checked(profile="there", n=3), tmp_path, model="llmi/there", sample_id=q.id)
+        assert len(said_so_far) == 3 and means(log)["fixed", "all met"] == 1
+        assert leaderboard.leaderboard([log])["checked"]["system"][0] == "llmi/there, best of 3"
+        command[command.index("--limit") + 1] = "1"
+        out = CliRunner().invoke(app, command)
+        assert out.exit_code == 0 and "1 answers, 0 broke down" in out.output, out.output
+        assert len(said_so_far) == 6
+
+
 def test_what_broke_down_is_tried_again_and_the_rest_is_not(tmp_path, monkeypatch):
     "A server that is down for one question; the same command goes on when it is up again."
     answers, down = {q.text: reference_answer(q) for q in QUESTIONS[:3]}, [QUESTIONS[1].text]
@@ -201,6 +220,13 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     assert page.exit_code == 0, page.output + repr(page.exception)
     text = (tmp_path/"leaderboard.html").read_text()
     assert "good.jsonl" in text and "Published by others" in text and "8.57" in text
+
+
+def test_each_system_is_compared_with_the_one_before_it(tmp_path):
+    poor, good = two(tmp_path)
+    table = leaderboard.systems_table({"poor": poor, "good": good, "again": good}, "all met")
+    assert table["mean"].tolist() == [.25, 1, 1] and table["gain"].tolist()[1:] == [.75, 0]
+    assert len(leaderboard.systems_figure({"poor": poor, "good": good}, ["criteria", "recall"]).axes) == 2
 
 
 def test_runs_of_two_benchmarks_are_not_compared(tmp_path):
