@@ -6,6 +6,8 @@
 # behind it unless that is full: a small run never takes the place of a whole one.
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
+
 PROFILE, SCALE = config.get("profile", "cpu"), config.get("scale", "full")
 ABLATIONS = ["without-count", "without-text", "without-pictures", "reference"]    # of the first seed
 
@@ -18,7 +20,7 @@ SCALES = {
                   grpo=dict(start_steps=2, steps=1, prompts=5, answers=2, learned=0, max_tokens=48, heldout=5, longest=48),
                   scaling=dict(questions=2, calibration=2, n=2, keep=1), evaluate=dict(limit=3, n=2)),
 }
-if SCALE not in SCALES: raise ValueError(f"scale is {', '.join(SCALES)}, not {SCALE}")
+if SCALE not in SCALES: raise WorkflowError(f"there is no scale '{SCALE}': choose {', '.join(SCALES)}")
 SEEDS = str(config.get("seeds", SCALES[SCALE]["seeds"])).split()
 PLACE = PROFILE if SCALE == "full" else f"{PROFILE}-{SCALE}"
 ROOT = Path(workflow.basedir)

@@ -1,6 +1,7 @@
 """The papermill pipeline through its Snakefile: it runs from a question file to reports, and reruns only what is stale."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,3 +66,43 @@ def test_only_what_is_stale_reruns(copy):
         (copy/'results'/'cpu'/'demo'/'summary.txt').write_text('made')
         for name in ('demo/record.json', 'notebooks/generate.ipynb'): os.utime(copy/'results'/'cpu'/name)
         assert not dry(copy)
+
+
+def planned(*words):
+    "Jobs by rule of a dry run in a folder without results, and what is said."
+    done = subprocess.run([BIN/'snakemake', '--dry-run', '--quiet', 'all', '--directory', *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    said = done.stdout + done.stderr
+    return {l.split()[0]: int(l.split()[1]) for l in said.splitlines() if re.fullmatch(r'\w+ +\d+', l)}, said
+
+
+@pytest.mark.parametrize('scale, trainings', [('full', 7), ('quick', 1), ('smoke', 1)])
+def test_a_scale_says_what_runs(tmp_path, scale, trainings):
+    for name in ('nbs', 'llmi_kit', 'settings.ini'): (tmp_path/name).symlink_to(ROOT/name)
+    jobs, said = planned(tmp_path, '--cores', '2', '--config', f'scale={scale}', '--', 'figures')
+    assert jobs['grpo'] == trainings and {'warmup', 'learning', 'scaling', 'evaluate', 'figures'} <= set(jobs), said
+    assert ('ablation.svg' in said) == (scale == 'full') and ('figures/cpu/' in said) == (scale == 'full')
+
+
+def test_an_unknown_scale_is_a_sentence(tmp_path):
+    _, said = planned(tmp_path, '--cores', '1', '--config', 'scale=huge', '--', 'figures')
+    assert "there is no scale 'huge': choose full, quick, smoke" in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize('name', ['slurm', 'kubernetes'])
+def test_profiles_for_clusters_are_read_by_their_plugins(tmp_path, name):
+    for part in ('nbs', 'llmi_kit', 'settings.ini'): (tmp_path/part).symlink_to(ROOT/part)
+    place = ('--default-storage-prefix', tmp_path) if name == 'kubernetes' else ()
+    jobs, said = planned(tmp_path, '--profile', ROOT/'profiles'/name, *place, '--', 'figures')
+    assert jobs.get('grpo') == 7 and 'mem_mb=12000' in said, said[-2000:]
+
+
+def test_parameters_that_the_pipeline_sets_are_there():
+    "papermill only warns of a parameter that a notebook doesn't have."
+    text = (ROOT/'Snakefile').read_text()
+    scales = {}
+    exec(text[text.index('ABLATIONS ='):text.index('if SCALE not in')], scales)
+    for scale in scales['SCALES'].values():
+        for notebook, told in ((k, v) for k, v in scale.items() if isinstance(v, dict)):
+            cells = json.loads((ROOT/'nbs'/'pipelines'/f'{notebook}.ipynb').read_text())['cells']
+            named = ''.join(''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))
+            for parameter in told: assert re.search(rf'^{parameter}: ', named, re.M), (notebook, parameter)
