@@ -374,6 +374,13 @@ def with_inputs(self: Document,
 
 Document.with_inputs = with_inputs
 
+# %% ../nbs/01_document.ipynb #a2bc04be
+def _shown(self):
+    from llmi_kit import report     # which puts its own function in the place of this one
+    return report.Document._repr_html_(self)
+
+Document._repr_html_ = _shown
+
 # %% ../nbs/01_document.ipynb #d7609bdc
 def instructions(
     style: Literal['full', 'compact'] = 'full',  # compact: for very small backbones

@@ -54,6 +54,10 @@ class Scaled(BaseModel):
         "The answer."
         return None if self.best is None else self.candidates[self.best].document
 
+    def _repr_html_(self):
+        from llmi_kit import scaling_page   # late: what draws it isn't needed to make it, and puts itself in this place
+        return scaling_page.Scaled._repr_html_(self)
+
 # %% ../nbs/20_scaling.ipynb #fcc4c37f
 def wave_of(chat: Chat, plan: Plan) -> int:
     "Answers written in one request."

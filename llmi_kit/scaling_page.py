@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
+from fastcore.basics import patch
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib import pyplot as plt
@@ -81,3 +82,11 @@ def write_page(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page(scaled), encoding='utf-8')
     return file
+
+# %% ../nbs/20_scaling_page.ipynb #3051a2ba
+@patch
+def _repr_html_(self: Scaled):
+    lines = [dict(answer=c.number, score=c.value, fate=c.fate) for c in self.candidates]
+    tables = [pd.DataFrame(lines).set_index('answer').round(2)] + ([table(self.entries).round(1)] if self.entries else [])
+    answer = self.document._repr_html_() if self.document else '<p>No answer could be written.</p>'
+    return answer + ''.join(t.to_html(na_rep='', escape=True) for t in tables)

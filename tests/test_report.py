@@ -2,6 +2,8 @@
 """Reports as text: what stands where, what is credited, what is written, and that none of it takes long."""
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -298,3 +300,13 @@ def test_clean_html_even_without_the_renderers_care(monkeypatch):
     "The sanitiser is the second wall: markup that a renderer let through does not pass it."
     monkeypatch.setattr(prose_module.MARKDOWN.renderer, 'render', lambda *a: '<p onclick="x()">a<script>alert(1)</script><a href="javascript:x">b</a><img src=x></p>')
     assert prose('a', marks('a')[1]) == '<p dir="auto">aalert(1)<a rel="noopener noreferrer nofollow">b</a></p>'
+
+
+@pytest.mark.parametrize('kind', ['document', 'scaled'])
+def test_a_notebook_shows_values_without_another_import(kind):
+    "What draws a report isn't loaded by whoever only parses."
+    make = {'document': "from llmi_kit.document import parse; value = parse('# Rain\\n\\nIt rains.')",
+            'scaled': "from llmi_kit.scaling import Plan, Scaled; value = Scaled(question='?', plan=Plan(), candidates=[], best=None, entries=[], ended='', seconds=0)"}
+    code = f"{make[kind]}; import sys; assert 'llmi_kit.report' not in sys.modules; print(value._repr_html_())"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert ('It rains.' if kind == 'document' else 'No answer could be written') in done.stdout, done.stderr
