@@ -87,6 +87,7 @@ def write_page(
 @patch
 def _repr_html_(self: Scaled):
     lines = [dict(answer=c.number, score=c.value, fate=c.fate) for c in self.candidates]
-    tables = [pd.DataFrame(lines, columns=['answer', 'score', 'fate']).set_index('answer').round(2)] + ([table(self.entries).round(1)] if self.entries else [])
+    fates = pd.DataFrame(lines, columns=['answer', 'score', 'fate']).set_index('answer').round(2)
+    tables = [fates, *([table(self.entries).round(1)] if self.entries else [])]
     answer = self.document._repr_html_() if self.document else '<p>No answer could be written.</p>'
     return answer + ''.join(t.to_html(na_rep='', escape=True) for t in tables)
