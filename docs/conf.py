@@ -59,7 +59,8 @@ def executed():
 
 def modules():
     "One page a module, from the package as it is."
-    names = sorted('.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in (ROOT/'llmi_kit').rglob('*.py') if p.stem not in ('__init__', '_modidx'))
+    parts = [p.relative_to(ROOT).with_suffix("").parts for p in (ROOT/"llmi_kit").rglob("*.py") if p.stem not in ("__init__", "_modidx")]
+    names = sorted(".".join(p) for p in parts)
     lines = ['# Reference', '', 'Every module, with what its names take and give. How each was built is in its notebook.', '',
              '```{eval-rst}', '.. autosummary::', '   :toctree: api', '', *(f'   {n}' for n in names), '```', '']
     (HERE/'reference.md').write_text('\n'.join(lines))

@@ -787,6 +787,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmi_kit.grpo_run._chance': ('grpo_run.html#_chance', 'llmi_kit/grpo_run.py'),
                                    'llmi_kit.grpo_run._differences': ('grpo_run.html#_differences', 'llmi_kit/grpo_run.py'),
                                    'llmi_kit.grpo_run._set_chance': ('grpo_run.html#_set_chance', 'llmi_kit/grpo_run.py'),
+                                   'llmi_kit.grpo_run.finished': ('grpo_run.html#finished', 'llmi_kit/grpo_run.py'),
                                    'llmi_kit.grpo_run.held_out': ('grpo_run.html#held_out', 'llmi_kit/grpo_run.py'),
                                    'llmi_kit.grpo_run.save_stopped': ('grpo_run.html#save_stopped', 'llmi_kit/grpo_run.py'),
                                    'llmi_kit.grpo_run.train': ('grpo_run.html#train', 'llmi_kit/grpo_run.py')},

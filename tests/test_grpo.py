@@ -1,6 +1,7 @@
 "GRPO on rows of the kit: parts of the reward, recipes, and trainings that are killed, stopped and gone on with."
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,20 @@ def same(folder, whole):
 
 
 @pytest.mark.timeout(300)
+def test_a_training_at_its_end_makes_no_more_steps(tmp_path, model, whole):
+    "Resumed after its last step it is as it was; with its adapter lost, the checkpoint has it."
+    folder = tmp_path/"again"
+    shutil.copytree(whole, folder, symlinks=True)
+    begun = folder/"run"/"begun.json"
+    begun.write_text(begun.read_text().replace(str(whole), str(folder)))     # the backbone's place
+    for lost in (False, True):
+        if lost: shutil.rmtree(folder/"run"/"adapter")
+        done = child(folder, model, "--resume")
+        assert done.returncode == 0, done.stderr[-2000:]
+        same(folder, whole)
+        assert all(torch.equal(v, adapter(whole)[k]) for k, v in adapter(folder).items())
+
+
 @pytest.mark.parametrize("step", [3, 4])
 def test_killed_and_gone_on_with(tmp_path, model, whole, step):
     "Between checkpoints, and while one is due: the same losses as without, and nothing scored twice."
