@@ -43,9 +43,9 @@ figures: setup
 
 docs: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]' --no-build-isolation
-	@$(BIN)/sphinx-build -q -W --keep-going -j 2 docs _docs
-	@$(BIN)/python docs/links.py _docs
-	@echo "_docs/index.html"
+	@$(BIN)/sphinx-build -q -W --keep-going -j 2 docs _docs/html
+	@$(BIN)/python docs/links.py _docs/html
+	@echo "_docs/html/index.html"
 
 release-check: setup
 	@$(BIN)/python tests/release_check.py

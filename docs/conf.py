@@ -9,7 +9,7 @@ import llmi_kit
 HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 project, author, release = 'llmi_kit', 'The llmi_kit authors', llmi_kit.__version__
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.autosummary', 'sphinx.ext.viewcode']
-exclude_patterns = ['_build', '**/.ipynb_checkpoints', 'nbs/log.md']
+exclude_patterns = ['_build', '**/.ipynb_checkpoints']
 html_theme, html_title = 'furo', 'llmi_kit'
 html_theme_options = dict(source_repository='', top_of_page_buttons=[])
 
@@ -42,6 +42,7 @@ def notebooks():
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(json.dumps(nb))
     shutil.copy(ROOT/'nbs'/'log.md', target/'log.md')
+    shutil.copytree(ROOT/'nbs'/'recipes', target/'recipes')
     shutil.copytree(ROOT/'figures', HERE/'figures', dirs_exist_ok=True, ignore=shutil.ignore_patterns('runs'))
 
 
@@ -70,7 +71,8 @@ notebooks(); executed(); modules()
 
 
 def comments(app, what, name, obj, options, lines):
-    "Comments beside parameters are their documentation."
+    "Comments beside parameters are their documentation. Docstrings are plain text: a bar in one is no substitution."
+    lines[:] = [line.replace('|', '\\|') for line in lines]
     if what not in ('function', 'method', 'class'): return
     try: about = docments(obj, returns=False)
     except Exception: return     # what has no source

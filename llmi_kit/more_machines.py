@@ -18,7 +18,7 @@ from .writer import question_with_inputs
 # %% ../nbs/16_more_machines.ipynb #ef10b0ce
 def served(
     config: GRPOConfig,     # of `trl_config`
-    server: str,            # its address: http://host:8000
+    server: str,            # its address: http://localhost:8000
     model=None,             # the policy, to see whether its weights can be sent
 ) -> GRPOConfig:
     "The same training with the answers of a vLLM server. Raises ValueError for weights that no server takes."
