@@ -26,7 +26,8 @@ def faults(site: Path):
             parts = urlsplit(link)
             if parts.scheme in ('data', 'mailto', 'javascript'): continue
             if parts.scheme or parts.netloc:
-                if parts.scheme not in ('http', 'https') or '.' not in parts.netloc and parts.hostname != 'localhost': yield f'{file.name}: {link} is no address'
+                there = '.' in parts.netloc or parts.hostname == 'localhost'
+                if parts.scheme not in ('http', 'https') or not there: yield f'{file.name}: {link} is no address'
                 continue
             target = (file.parent/unquote(parts.path)).resolve() if parts.path else file
             if target.is_dir(): target = target/'index.html'
