@@ -1,5 +1,5 @@
 # The pipeline: each notebook is a rule. What a result depends on is an input: the notebook, its data, the settings, the package.
-#   snakemake --cores 2 -- figures                            everything, a night on two cores
+#   snakemake --cores 2 -- figures                            everything: hours on two cores, not timed yet
 #   snakemake --cores 2 --config scale=quick -- figures       one seed, fewer steps and questions
 #   snakemake --cores 2 --config profile=gpu24 -- figures     another profile of settings.ini
 # Executed notebooks, logs and run records land in results/PLACE/, figures in figures/PLACE/. PLACE is the profile, with the scale
