@@ -67,23 +67,26 @@ def document_of(state: TaskState) -> Document | None:
 
 # %% ../nbs/24_benchmarks.ipynb #477c3637
 @cache
-def toolkit_of(profile: Profile) -> Toolkit:
-    "The tools of a profile, open until the process ends."
-    return Toolkit.from_profile(profile)
+def toolkit_of(profile: Profile, without: str = '') -> Toolkit:
+    "The tools of a profile, but for one that is taken away; open until the process ends. Raises DataError."
+    toolkit = Toolkit.from_profile(profile)
+    if not without: return toolkit
+    if without not in toolkit.tools: raise DataError(f"there is no tool '{without}' to take away: choose {', '.join(toolkit.tools)}")
+    return Toolkit({k: v for k, v in toolkit.tools.items() if k != without}, toolkit.store, toolkit.seconds, toolkit.workers)
 
 # %% ../nbs/24_benchmarks.ipynb #54d18d5e
-async def written(asked: Asked, profile: Profile, seed: int) -> Document:
+async def written(asked: Asked, profile: Profile, toolkit: Toolkit, seed: int) -> Document:
     "The answer of the model under evaluation, with its pictures. Raises ChatError."
     chat = InspectChat(get_model())
     talk = conversation(asked.question, asked.inputs, profile.prompt, bool(asked.inputs) and await asyncio.to_thread(chat.sees))
     (answer,), = await chat.write([talk], seed=seed, temperature=profile.temperature, max_tokens=profile.max_tokens)
     if isinstance(answer, Failure): raise ChatError(answer)
-    return await resolve(parse(spoken(answer.text), len(asked.inputs)), toolkit_of(profile), inputs=asked.inputs, seed=seed)
+    return await resolve(parse(spoken(answer.text), len(asked.inputs)), toolkit, inputs=asked.inputs, seed=seed)
 
 # %% ../nbs/24_benchmarks.ipynb #07ab1457
-async def scaled(asked: Asked, profile: Profile, plan: Plan) -> Document:
+async def scaled(asked: Asked, profile: Profile, toolkit: Toolkit, plan: Plan) -> Document:
     "The best of several answers (`llmi_kit.scaling`). Raises ChatError."
-    found = await scale(asked.question, InspectChat(get_model()), toolkit_of(profile), Judges.from_profile(profile), plan,
+    found = await scale(asked.question, InspectChat(get_model()), toolkit, Judges.from_profile(profile), plan,
                         inputs=asked.inputs, prompt=profile.prompt)
     if found.document is None: raise ChatError(Failure(kind='unavailable', transient=True, message=found.candidates[0].fate))
     return found.document
@@ -92,16 +95,16 @@ async def scaled(asked: Asked, profile: Profile, plan: Plan) -> Document:
 LASTING = ('refused', 'invalid', 'unsupported')     # kinds of failures that would come again
 
 # %% ../nbs/24_benchmarks.ipynb #29611bd1
-def answering(questions: dict[str, Asked], profile: Profile, n: int, recorded: dict[str, Document | str] | None):
+def answering(questions: dict[str, Asked], profile: Profile, toolkit: Toolkit, n: int, recorded: dict[str, Document | str] | None):
     "The solver of a task: recorded answers, the best of `n`, or one."
     @solver(name='illustrate')
     def illustrate():
         async def solve(state: TaskState, generate):
             asked, seed = questions[str(state.sample_id)], state.epoch - 1
             try:
-                if recorded is not None: document = await _recorded(recorded.get(asked.id), asked, profile)
-                elif n > 1: document = await scaled(asked, profile, Plan(n=n, max_tokens=profile.max_tokens, seed=seed))
-                else: document = await written(asked, profile, seed)
+                if recorded is not None: document = await _recorded(recorded.get(asked.id), asked, toolkit)
+                elif n > 1: document = await scaled(asked, profile, toolkit, Plan(n=n, max_tokens=profile.max_tokens, seed=seed))
+                else: document = await written(asked, profile, toolkit, seed)
             except ChatError as e:
                 if e.failure.kind not in LASTING: raise
                 state.metadata['no answer'] = e.failure.message
@@ -112,10 +115,10 @@ def answering(questions: dict[str, Asked], profile: Profile, n: int, recorded: d
     return illustrate()
 
 # %% ../nbs/24_benchmarks.ipynb #2ac472e1
-async def _recorded(answer, asked, profile):
+async def _recorded(answer, asked, toolkit):
     "A recorded answer with its pictures; tags that have none yet are drawn."
     if not isinstance(answer, str): return answer
-    return await resolve(parse(spoken(answer), len(asked.inputs)), toolkit_of(profile), inputs=asked.inputs, seed=0)
+    return await resolve(parse(spoken(answer), len(asked.inputs)), toolkit, inputs=asked.inputs, seed=0)
 
 # %% ../nbs/24_benchmarks.ipynb #c060d7d6
 def verdict(points: Points | float | None, why: str = '') -> Score:
@@ -181,13 +184,15 @@ def task_of(
     n: int,                         # answers to choose from
     recorded: dict | None,          # answers that are there already, from `answers`
     answers: str,
-    judge: Callable, **ways: Counts # see `scorers`
+    judge: Callable,
+    without: str = '',              # a tool that is taken away
+    **ways: Counts                  # see `scorers`
 ) -> Task:
     "A task of inspect_ai. A sample that breaks down is an error of its own, and the others go on."
     by_id, recorded = {a.id: a for a in questions}, known(recorded, questions, answers)
-    return Task(dataset=MemoryDataset([sample_of(a) for a in questions], name=name), solver=answering(by_id, profile, n, recorded),
-                scorer=scorers(by_id, judge, **ways), name=name, continue_on_fail=True,
-                metadata=dict(profile=profile.name, n=n, answers=answers))
+    return Task(dataset=MemoryDataset([sample_of(a) for a in questions], name=name), scorer=scorers(by_id, judge, **ways), name=name,
+                solver=answering(by_id, profile, toolkit_of(profile, without), n, recorded), continue_on_fail=True,
+                metadata=dict(profile=profile.name, n=n, answers=answers, without=without))
 
 # %% ../nbs/24_benchmarks.ipynb #b318a651
 def judge_chat(profile: Profile) -> InspectChat:
@@ -201,14 +206,14 @@ def _checked(asked, document, found):
 
 # %% ../nbs/24_benchmarks.ipynb #c594d2f0
 @task
-def checked(profile: str = 'cpu', n: int = 1, answers: str = '', file: str = '') -> Task:
-    "The kit's own questions, checked by code. answers: a file of lines {id, answer}; n: answers to choose from."
+def checked(profile: str = 'cpu', n: int = 1, answers: str = '', file: str = '', without: str = '') -> Task:
+    "The kit's own questions, checked by code. answers: a file of lines {id, answer}; n: answers to choose from; without: a tool."
     settings = load_profile(profile)
     questions = [Asked(q.id, q.text, list(to_row(q).images), q) for q in (load_checked(file) if file else load_checked())]
     async def judge(asked, document):
         if document is None: return by_code.unwritten(asked.item)
         return await by_code.check_document(asked.item, document, toolkit_of(settings))
-    return task_of('checked', questions, settings, n, answers_file(answers) if answers else None, answers, judge, fixed=_checked)
+    return task_of('checked', questions, settings, n, answers_file(answers) if answers else None, answers, judge, without, fixed=_checked)
 
 # %% ../nbs/24_benchmarks.ipynb #1bf2b2b0
 def _parts(reward):
