@@ -15,7 +15,7 @@ ABLATIONS = ["without-count", "without-text", "without-pictures", "reference"]  
 SCALES = {
     "full": dict(seeds="3 4 5", ablations=ABLATIONS),
     "quick": dict(seeds="3", ablations=[], warmup=dict(steps=30, heldout=30), grpo=dict(start_steps=24, steps=4, heldout=30),
-                  scaling=dict(questions=8, calibration=8, n=8), evaluate=dict(limit=40, n=4)),
+                  scaling=dict(questions=8, calibration=8, n=8), evaluate=dict(limit=40)),
     "smoke": dict(seeds="3", ablations=[], warmup=dict(rows=80, steps=2, heldout=4),
                   grpo=dict(start_steps=2, steps=1, prompts=5, answers=2, learned=0, max_tokens=48, heldout=5, longest=48),
                   scaling=dict(questions=2, calibration=2, n=2, keep=1), evaluate=dict(limit=3, n=2)),

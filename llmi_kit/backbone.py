@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['NO_WHEEL', 'LARGE', 'quiet', 'BackboneError', 'embedded_folder', 'native_dtype', 'load', 'adapter_folder',
-           'load_embedded', 'missing', 'GumbelNoise', 'Ends', 'cut', 'plain_text', 'collate', 'Pieces', 'end_tokens',
-           'write_batch', 'large_layers', 'half_weights', 'for_writing']
+           'load_embedded', 'missing', 'GumbelNoise', 'Ends', 'cut', 'stopped', 'plain_text', 'collate', 'Pieces',
+           'end_tokens', 'write_batch', 'large_layers', 'half_weights', 'for_writing']
 
 # %% ../nbs/07_backbone.ipynb #ed6bd424
 import importlib.util, os, shutil, tempfile, threading, warnings
@@ -199,9 +199,12 @@ class GumbelNoise(LogitsProcessor):
         self.temperature = temperature
         self.streams = [torch.Generator(device).manual_seed(s) for s in seeds]
 
-    def __call__(self, ids, scores):
+    def __call__(self, ids, scores): return self.of(range(len(scores)), scores)
+
+    def of(self, rows, scores):
+        "Of these rows only."
         noise = torch.empty_like(scores)
-        for row, stream in zip(noise, self.streams, strict=True): row.exponential_(generator=stream)
+        for row, i in zip(noise, rows, strict=True): row.exponential_(generator=self.streams[i])
         return scores/self.temperature - noise.clamp_(min=1e-20).log()  # 0 would make a token certain
 
 # %% ../nbs/07_backbone.ipynb #b39597fb
@@ -218,14 +221,10 @@ class Ends(StoppingCriteria):
             if self.reason[i]: continue
             self.length[i] = written
             if self.halt.is_set(): self.reason[i] = 'cancelled'
-            elif token in self.end_tokens or self._stopped(ids[i]): self.reason[i] = 'stop'
+            elif token in self.end_tokens or self.stop and stopped(ids[i][self.width:], self.stop, self.tokenizer): self.reason[i] = 'stop'
             elif written >= self.budgets[i]: self.reason[i] = 'length'
         return torch.tensor([r is not None for r in self.reason], device=ids.device)
 
-    def _stopped(self, row):
-        if not self.stop: return False
-        reach = max(map(len, self.stop)) + 8    # a token is at least one byte; 8 for a character begun before
-        return cut(self.tokenizer.decode(row[self.width:][-reach:]), self.stop)[1]
 
 # %% ../nbs/07_backbone.ipynb #11d0094e
 def cut(
@@ -235,6 +234,16 @@ def cut(
     "The text before the first stop text, and whether there was one."
     at = min((i for s in stop or () if (i := text.find(s)) >= 0), default=None)
     return (text, False) if at is None else (text[:at], True)
+
+# %% ../nbs/07_backbone.ipynb #c3a8f340
+def stopped(
+    ids,            # token ids of an answer so far
+    stop: list[str],
+    tokenizer,
+) -> bool:
+    "Does it end with one of the stop texts, as far as its last tokens tell?"
+    reach = max(map(len, stop)) + 8    # a token is at least one byte; 8 for a character begun before
+    return cut(tokenizer.decode(ids[-reach:]), stop)[1]
 
 # %% ../nbs/07_backbone.ipynb #fe763fbb
 def plain_text(

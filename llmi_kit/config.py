@@ -25,7 +25,7 @@ class Settings(BaseModel):
     server: str = ''                       # base URL of an OpenAI-compatible chat server; empty: run the backbone here
     max_tokens: int = Field(512, gt=0)     # longest answer, in tokens
     temperature: float = Field(0., ge=0)   # 0 is greedy
-    batch: int = Field(8, gt=0)            # answers written at once
+    batch: int = Field(32, gt=0)           # answers written at once
     search: tuple[str, ...] = ('local',)   # providers in order: local, commons, openverse, serpapi
     photos: str = ''                       # a folder of your own pictures for local search
     diffusion: str = 'embedded'            # embedded, folder, hub name, openai:MODEL, qwen:URL,URL or nothing

@@ -17,7 +17,8 @@ from .config import Store
 from .data import Row
 from .grpo import Rewards, Rollout, dataset_of
 from .grpo_trainer import FastGRPOTrainer
-from .grpo_writing import quickly, sampler, write_answers
+from .grpo_writing import quickly, sampler
+from .writing import write_answers
 
 # %% ../nbs/14_grpo_run.ipynb #df520c92
 class TrainingError(RuntimeError):

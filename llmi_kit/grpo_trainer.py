@@ -21,7 +21,8 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import is_async_callable
 
-from .grpo_writing import base, quickly, sampler, write_answers
+from .grpo_writing import quickly, sampler
+from .writing import base, write_answers
 
 # %% ../nbs/14_grpo_trainer.ipynb #5c28e2a3
 class Part(NamedTuple):

@@ -24,8 +24,12 @@ class Together(Chat):
     def __init__(self,
         chat: Chat,
         most: int = 8,      # at once
-    ): self.chat, self.most, self.waiting, self.task = chat, most, [], None
+    ):
+        self.chat, self.most, self.waiting, self.task = chat, most, [], None
+        self.temperature, self.max_tokens = chat.temperature, chat.max_tokens
 
+    @property
+    def key(self) -> str: return self.chat.key      # whoever waits gets what the chat would have written
     def sees(self) -> bool: return self.chat.sees()
 
     async def _write(self, conversations, n, seed, **how):
@@ -95,7 +99,7 @@ class ProfileAPI(ModelAPI):
     def chat(self) -> Together:
         "The writer, opened anew where settings.ini has changed: inspect_ai keeps its models as long as a notebook lives."
         now = load_profile(self.model_name, **self.lines)
-        if self.opened is None or now != self.profile: self.profile, self.opened = now, Together(self._open(now), now.batch)
+        if self.opened is None or now != self.profile: self.profile, self.opened = now, Together(self._open(now), 4*now.batch)
         return self.opened
 
     def _open(self, profile: Profile) -> Chat: return chat_from_profile(profile)
@@ -104,8 +108,9 @@ class ProfileAPI(ModelAPI):
     def should_retry(self, ex): return False      # our chats have tried again themselves
 
     async def generate(self, input, tools, tool_choice, config):
-        how = dict(temperature=config.temperature, max_tokens=config.max_tokens, stop=config.stop_seqs)
-        (answer,), = await self.chat.write([[to_message(t) for t in input]], seed=config.seed or 0, **how)
+        chat, most = self.chat, self.profile.max_tokens     # of the profile with the lines that `-M` changed
+        how = dict(temperature=config.temperature, max_tokens=min(config.max_tokens or most, most), stop=config.stop_seqs)
+        (answer,), = await chat.write([[to_message(t) for t in input]], seed=config.seed or 0, **how)
         if isinstance(answer, Failure): raise ChatError(answer)
         reason = 'max_tokens' if answer.finish_reason == 'length' else 'stop'
         out = ModelOutput.from_content(self.model_name, answer.text, reason)

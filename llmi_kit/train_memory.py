@@ -156,8 +156,8 @@ def lora_bytes(quantization: str) -> int:
     return HALF if quantization == 'nf4' else 4
 
 # %% ../nbs/14_train_memory.ipynb #beb7ad4f
-ROOM = 64   # tokens: how much `grpo_writing.Growing` allocates ahead
-COPIES = False  # is the old cache still there while an ended answer's row is cut out? (`grpo_writing.Writer.keep`)
+ROOM = 64   # tokens: how much `writing.Growing` allocates ahead
+COPIES = False  # is the old cache still there while an ended answer's row is cut out? (`writing.Writer.keep`)
 
 def cache_bytes(
     shape: Shape,

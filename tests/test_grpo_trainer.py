@@ -18,7 +18,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from llmi_kit.backbone import embedded_folder, load
 from llmi_kit.grpo_trainer import FastGRPOTrainer, informative, pack, packable, regroup
-from llmi_kit.grpo_writing import sampler, write_answers
+from llmi_kit.grpo_writing import sampler
+from llmi_kit.writing import write_answers
 
 KINDS = dict(llama=(LlamaConfig, LlamaForCausalLM), qwen2=(Qwen2Config, Qwen2ForCausalLM), qwen3=(Qwen3Config, Qwen3ForCausalLM),
              gemma=(GemmaConfig, GemmaForCausalLM))

@@ -89,7 +89,7 @@ def test_nf4_with_double_quantization():
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_and_values_of_answers_in_progress(bench, kind):
     "The cache that `write_answers` really holds: a copy of the prompt for each answer, the prompt's own, and room to grow."
-    from llmi_kit.grpo_writing import Writer
+    from llmi_kit.writing import Writer
     s, rows, prompt, answer = small(kind), 3, 40, 30
     m, real = model(bench, s).eval(), []
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_keys_and_values_of_answers_in_progress(bench, kind):
 
 def test_a_second_cache_while_an_answer_is_cut_out(bench):
     "If this fails with no copy, `Writer.keep` has learnt to let go of the old one: set `COPIES = False`."
-    from llmi_kit.grpo_writing import Writer
+    from llmi_kit.writing import Writer
     s, rows, prompt = small("llama", layers=8), 4, 60
     m = model(bench, s).eval()
     with torch.no_grad(), Live() as live:
@@ -134,7 +134,7 @@ def saved(run):
 def test_hidden_states_kept_between_layers(bench, kind):
     "One hidden state a layer and token is what gradient checkpointing keeps: twice the layers keep twice as much."
     from llmi_kit.grpo_trainer import packed_logps
-    from llmi_kit.grpo_writing import base
+    from llmi_kit.writing import base
     from peft import LoraConfig, get_peft_model
     from trl.trainer.utils import add_fused_lm_head
     def kept(layers):
