@@ -18,7 +18,7 @@ SCALES = {
                   scaling=dict(questions=8, calibration=8, n=8), evaluate=dict(limit=40)),
     "smoke": dict(seeds="3", ablations=[], warmup=dict(rows=80, steps=2, heldout=4),
                   grpo=dict(start_steps=2, steps=1, prompts=5, answers=2, learned=0, max_tokens=48, heldout=5, longest=48),
-                  scaling=dict(questions=2, calibration=2, n=2, keep=1), evaluate=dict(limit=3, n=2)),
+                  scaling=dict(questions=2, calibration=2, n=2, keep=1), evaluate=dict(limit=3, n=2, longest=48)),
 }
 if SCALE not in SCALES: raise WorkflowError(f"there is no scale '{SCALE}': choose {', '.join(SCALES)}")
 SEEDS = str(config.get("seeds", SCALES[SCALE]["seeds"])).split()
@@ -62,11 +62,31 @@ rule demo:
         f"results/{PROFILE}/demo/summary.txt",
 
 
-FIGURES = ["learning", "learning-held-out", *(["ablation"] if SCALES[SCALE]["ablations"] else []), "scaling", "scaling-stages", "systems"]
+FIGURES = ["data-mix", "gallery", "systems", "tools", "failures", "learning", "learning-held-out", "scaling", "scaling-stages",
+           *(["ablation"] if SCALES[SCALE]["ablations"] else [])]
+RUNS = [f"seed-{s}" for s in SEEDS] + [f"seed-{SEEDS[0]}-{a}" for a in SCALES[SCALE]["ablations"]]
 
 rule figures:
     input:
-        expand(f"figures/{PLACE}/{{name}}.svg", name=FIGURES),
+        f"figures/{PLACE}/README.md",
+
+
+# Draws all figures from the records that the other rules leave.
+rule draw:
+    input:
+        expand("figures/{{place}}/runs/{name}.json", name=["scaling", "evaluate", *(f"grpo-{run}" for run in RUNS)]),
+        notebook="nbs/pipelines/figures.ipynb",
+        package=PACKAGE,
+    output:
+        captions="figures/{place}/README.md",
+        figures=expand("figures/{{place}}/{name}.svg", name=FIGURES),
+        executed="results/{place}/notebooks/figures.ipynb",
+    log:
+        "results/{place}/logs/figures.log",
+    params:
+        words=lambda w: words("figures", runs=f"../../figures/{w.place}/runs", out=f"../../figures/{w.place}", scale=SCALE),
+    shell:
+        PAPERMILL.replace(f" -p profile {PROFILE}", "")
 
 
 rule generate:
@@ -130,7 +150,7 @@ rule learning:
         expand("results/{{place}}/grpo/seed-{seed}-{what}/run.json", seed=SEEDS[:1], what=SCALES[SCALE]["ablations"]),
         notebook="nbs/pipelines/learning.ipynb",
     output:
-        figures=expand("figures/{{place}}/{name}.svg", name=[f for f in FIGURES if f[:5] in ("learn", "ablat")]),
+        records=expand("figures/{{place}}/runs/grpo-{run}.json", run=RUNS),
         executed="results/{place}/notebooks/learning.ipynb",
     log:
         "results/{place}/logs/learning.log",
@@ -148,7 +168,7 @@ rule scaling:
         settings="settings.ini",
         package=PACKAGE,
     output:
-        figures=expand("figures/{{place}}/{name}.svg", name=["scaling", "scaling-stages"]),
+        record="figures/{place}/runs/scaling.json",
         executed="results/{place}/notebooks/scaling.ipynb",
     log:
         "results/{place}/logs/scaling.log",
@@ -167,7 +187,7 @@ rule evaluate:
         settings="settings.ini",
         package=PACKAGE,
     output:
-        figures=expand("figures/{{place}}/{name}.svg", name=["systems"]),
+        record="figures/{place}/runs/evaluate.json",
         executed="results/{place}/notebooks/evaluate.ipynb",
     log:
         "results/{place}/logs/evaluate.log",

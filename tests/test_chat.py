@@ -91,15 +91,48 @@ async def test_calls_from_several_tasks_queue(chat):
     assert both[0][0][0].text == both[1][0][0].text
 
 
-async def test_memory_runs_out_for_big_batches_only(chat, monkeypatch):
-    real, sizes = chat.loaded[0].generate, []
-    def small(**kwargs):
+@pytest.mark.parametrize('way, whose', [('flowing', 'forward'), ('batches', 'generate')])
+async def test_memory_runs_out_for_big_batches_only(chat, monkeypatch, way, whose):
+    real, sizes = getattr(chat.loaded[0], whose), []
+    def small(*args, **kwargs):
         sizes.append(len(kwargs['input_ids']))
         if sizes[-1] > 1: raise torch.OutOfMemoryError
-        return real(**kwargs)
-    monkeypatch.setattr(chat.loaded[0], 'generate', small)
+        return real(*args, **kwargs)
+    monkeypatch.setattr(chat.loaded[0], whose, small)
+    if way == 'batches': monkeypatch.setattr('llmi_kit.chat.flows', lambda model: False)
     answers = await chat.write([ask('Hi'), ask('Ho'), ask('Hey')], max_tokens=2)
     assert all(isinstance(a[0], Completion) for a in answers) and max(sizes) == 3
+
+
+async def test_where_memory_never_suffices_each_answer_says_so(chat, monkeypatch):
+    def full(*args, **kwargs): raise torch.OutOfMemoryError
+    monkeypatch.setattr(chat.loaded[0], 'forward', full)
+    answers = await chat.write([ask('Hi'), [], ask('Hey')], max_tokens=2)
+    assert [a[0].kind for a in answers] == ['unavailable', 'invalid', 'unavailable'] and 'max_tokens' in answers[0][0].message
+
+
+@pytest.mark.parametrize('how', [dict(), dict(temperature=1., seed=3, n=3), dict(stop=['.', ' the']), dict(temperature=.7, stop=['a'], n=2)])
+async def test_flowing_writes_what_batches_write(chat, monkeypatch, how):
+    "Six questions in four slots, of lengths from 1 token to 12."
+    asked = [ask(t) for t in ('Hi', 'Name a colour.', 'What is the capital of France?', 'Say no.', 'Count to three.', 'Why?')]
+    flowing = await chat.write(asked, **how)
+    monkeypatch.setattr('llmi_kit.chat.flows', lambda model: False)
+    batches = await chat.write(asked, **how)
+    told = lambda found: [[(a.text, a.tokens_in, a.tokens_out, a.finish_reason, a.seed) for a in one] for one in found]
+    assert told(flowing) == told(batches) and len({a.tokens_out for one in flowing for a in one}) > 2
+
+
+async def test_cancelling_reads_no_more_questions(chat):
+    read, model = [], chat.loaded[0]
+    hook = model.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs['input_ids'].shape), with_kwargs=True)
+    task = asyncio.create_task(chat.write([ask(f'Tell a story of {k} wolves.') for k in range(20)], max_tokens=500))
+    while len(read) < 4: await asyncio.sleep(.01)       # noqa: ASYNC110
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError): await task
+    before = len(read)
+    await chat.write([ask('Hi')], max_tokens=1)         # waits for the thread
+    hook.remove()
+    assert len(read) < before + 5
 
 
 async def test_backbone_that_is_not_there():
