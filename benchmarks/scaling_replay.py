@@ -1,13 +1,13 @@
 """What does stopping early save, and what does it lose, against best-of-16?
 
-It reads the studies that the pipeline notebook `scaling` writes (results/PROFILE/scaling/studies.jsonl): every answer to each question with what it cost,
+It reads the studies that the pipeline notebook `scaling` writes (results/PROFILE/scaling/studies.jsonl, or its record figures/PROFILE/runs/scaling.json): every answer to each question with what it cost,
 its score from judges who know the question alone (by that one is chosen) and its reward from judges who know what was wanted (by that the choice is
 measured). No model is needed here: the answers are handed out in random orders, to best-of-1, 2, 4, 8, 16 and to a stopper that was tuned on the
 calibration questions alone.
 Run: python benchmarks/scaling_replay.py [FILE] [--cost tokens] [--wave 1] [--loss 0.005] [--orders 20]
 Without a file, made-up candidates are replayed, whose easy and hopeless questions a good rule leaves early.
 """
-import argparse
+import argparse, json
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -27,6 +27,12 @@ class Taken(NamedTuple):
     candidates: list
     cost: list
     reward: list    # None where no chosen candidate had one
+
+
+def studies_of(file):
+    "Of a file that a study writes line by line, or of a record with all of them."
+    if file.suffix != '.json': return read_studies(file)
+    return [Studied.model_validate(s) for s in json.loads(file.read_text())['studies']]
 
 
 def recorded(studies, part, cost='tokens'):
@@ -124,7 +130,7 @@ def main(argv=None):
     "True: the target is met."
     args = arguments(argv)
     if not args.file: print('no file: these are made-up candidates')
-    studies = read_studies(args.file) if args.file else made_up()
+    studies = studies_of(args.file) if args.file else made_up()
     calibration, heldout = (recorded(studies, part, args.cost) for part in PARTS)
     if not calibration or not heldout: raise SystemExit('the studies have no questions of one part: the pipeline notebook scaling writes both')
     return report(calibration, heldout, args)
