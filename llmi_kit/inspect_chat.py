@@ -99,7 +99,7 @@ class ProfileAPI(ModelAPI):
     def chat(self) -> Together:
         "The writer, opened anew where settings.ini has changed: inspect_ai keeps its models as long as a notebook lives."
         now = load_profile(self.model_name, **self.lines)
-        if self.opened is None or now != self.profile: self.profile, self.opened = now, Together(self._open(now), 4*now.batch)
+        if self.opened is None or now != self.profile: self.profile, self.opened = now, Together(self._open(now), now.batch)
         return self.opened
 
     def _open(self, profile: Profile) -> Chat: return chat_from_profile(profile)

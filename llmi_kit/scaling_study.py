@@ -174,5 +174,6 @@ def stage_figure(studies: list[Studied], title: str = '') -> Figure:
     axes[2].bar(['broken', 'mended'], [broken, mended], color=['0.75', '0.35'])
     axes[2].set(title='charts of kept answers')
     axes[2].bar_label(axes[2].containers[0])
+    axes[2].margins(y=.15)
     fig.suptitle(title)
     return fig

@@ -1,5 +1,6 @@
 "Benchmarks as tasks of inspect_ai: recorded and written answers, a judge over real HTTP, faults, going on after a kill, tables and pages."
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,11 +21,13 @@ from llmi_kit.checked_questions import load_checked, reference_answer
 from llmi_kit.cli import app
 from llmi_kit.config import asset
 from llmi_kit.data import DataError
+from llmi_kit.document import Document
 from llmi_kit.inspect_chat import ChatError, InspectChat, Together
 from llmi_kit.llmi_bench import load
 from llmi_kit.picture import Failure
 from llmi_kit.prompts import embedded_rows
 from llmi_kit.prompts import reference_answer as row_answer
+from llmi_kit.run_figures import outcomes
 from test_published_benchmarks import replies
 
 QUESTIONS = [q for q in load_checked() if q.group in ("search", "code")][:4]
@@ -224,9 +227,30 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
 
 def test_each_system_is_compared_with_the_one_before_it(tmp_path):
     poor, good = two(tmp_path)
-    table = leaderboard.systems_table({"poor": poor, "good": good, "again": good}, "all met")
+    systems = {name: leaderboard.scores_of(log) for name, log in (("poor", poor), ("good", good), ("again", good))}
+    table = leaderboard.systems_table(systems, "all met")
     assert table["mean"].tolist() == [.25, 1, 1] and table["gain"].tolist()[1:] == [.75, 0]
-    assert len(leaderboard.systems_figure({"poor": poor, "good": good}, ["criteria", "recall"]).axes) == 2
+    other = leaderboard.systems_table(systems, "all met", baseline="good")
+    assert other["gain"].tolist()[::2] == [-.75, 0] and math.isnan(other["gain"].iloc[1])
+    assert len(leaderboard.systems_figure(systems, ["criteria", "recall"]).axes) == 2
+
+
+def test_scores_come_back_from_a_record(tmp_path):
+    scores = leaderboard.scores_of(two(tmp_path)[0])
+    samples = {q: {m: scores["fixed", m].values[i] for m in ("criteria", "recall")} for i, q in enumerate(scores["fixed", "recall"].questions)}
+    again = leaderboard.read_scores(json.loads(json.dumps(samples)))
+    assert all(again["fixed", m] == scores["fixed", m] for m in ("criteria", "recall"))
+
+
+def test_a_tool_taken_away_leaves_its_tags_without_a_picture(tmp_path):
+    file, asked = lines(tmp_path, {q.id: reference_answer(q) for q in QUESTIONS}), [q.id for q in QUESTIONS]
+    whole, less = (run(checked(answers=file, without=tool), tmp_path, sample_id=asked) for tool in ("", QUESTIONS[0].group))
+    ends = [outcomes(Document.model_validate_json(s.store["document"]) for s in log.samples) for log in (whole, less)]
+    gone = QUESTIONS[0].group.title()
+    assert set(ends[0][gone]) == {"picture"} and set(ends[1][gone]) == {"unavailable"}
+    assert {k: v for k, v in ends[0].items() if k != gone} == {k: v for k, v in ends[1].items() if k != gone}
+    assert means(less)["fixed", "criteria"] < means(whole)["fixed", "criteria"] == 1
+    with pytest.raises(DataError, match="choose search, diffusion"): checked(without="chisel")
 
 
 def test_runs_of_two_benchmarks_are_not_compared(tmp_path):

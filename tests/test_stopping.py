@@ -312,3 +312,10 @@ def test_saving_is_not_enough_where_the_reward_suffers(tmp_path, capsys):
 def test_wrong_arguments_are_named(argv, capsys):
     with pytest.raises(SystemExit) as told: bench.main(argv)
     assert told.value.code == 2 and 'error:' in capsys.readouterr().err
+
+
+def test_the_record_in_git_can_be_replayed():
+    "The line of a study and the same study in the record of its figure."
+    record = Path(__file__).parent.parent/'figures'/'cpu'/'runs'/'scaling.json'
+    heldout, tuned_on = (bench.recorded(bench.studies_of(record), part) for part in ('heldout', 'calibration'))
+    assert len(heldout) == 60 and len(tuned_on) >= 20 and {len(q.scores) for q in heldout} == {16}
