@@ -174,7 +174,8 @@ def systems_figure(
     fig, axes = plt.subplots(1, len(measures), figsize=size, layout='constrained', sharey=True, squeeze=False)
     for ax, measure in zip(axes[0], measures, strict=True):
         t = systems_table(systems, measure, scorer)
-        ax.errorbar(t['mean'], range(len(t)), xerr=[t['mean'] - t['low'], t['high'] - t['mean']], fmt='o', color='black', capsize=3)
+        reach = [(t['mean'] - t['low']).clip(lower=0), (t['high'] - t['mean']).clip(lower=0)]   # rounding: a mean of 0 may lie below its bound
+        ax.errorbar(t['mean'], range(len(t)), xerr=reach, fmt='o', color='black', capsize=3)
         ax.set(title=measure, xlim=(0, 1), yticks=range(len(t)), yticklabels=t.index)
         ax.grid(axis='x', color='0.9')
     axes[0, 0].invert_yaxis()
