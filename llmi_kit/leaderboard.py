@@ -174,7 +174,7 @@ def systems_figure(
     fig, axes = plt.subplots(1, len(measures), figsize=size, layout='constrained', sharey=True, squeeze=False)
     for ax, measure in zip(axes[0], measures, strict=True):
         t = systems_table(systems, measure, scorer)
-        reach = [(t['mean'] - t['low']).clip(lower=0), (t['high'] - t['mean']).clip(lower=0)]   # rounding: a mean of 0 may lie below its bound
+        reach = [(t['mean'] - t['low']).clip(lower=0), (t['high'] - t['mean']).clip(lower=0)]   # rounding: 0 below its bound
         ax.errorbar(t['mean'], range(len(t)), xerr=reach, fmt='o', color='black', capsize=3)
         ax.set(title=measure, xlim=(0, 1), yticks=range(len(t)), yticklabels=t.index)
         ax.grid(axis='x', color='0.9')
