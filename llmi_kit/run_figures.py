@@ -126,14 +126,13 @@ def mix_figure(
     "The share that each kind has in each set, the commonest of all on top."
     total = sum((Counter(m) for m in mixes.values()), Counter())
     kinds = [k for k, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))]
-    fig, ax = plt.subplots(figsize=(7, .9 + .16*len(kinds)*(len(mixes) + 1)), layout='constrained')
+    fig, ax = plt.subplots(figsize=(7, .9 + .1*len(kinds)*(len(mixes) + 1)), layout='constrained')
     for k, (name, mix) in enumerate(mixes.items()):
         at = np.arange(len(kinds)) + (k - (len(mixes) - 1)/2)*.8/len(mixes)
         n = sum(mix.values())
         shares = [mix.get(kind, 0)/n for kind in kinds]
         ax.barh(at, shares, .8/len(mixes), color=GREYS[k], edgecolor='black', lw=.4, label=f'{name} ({n:,})')
-    ax.set(yticks=range(len(kinds)), yticklabels=kinds, xlabel='share of questions', title=title)
-    ax.invert_yaxis()
+    ax.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - .5, -.5), xlabel='share of questions', title=title)
     ax.legend(fontsize=8)
     return fig
 
