@@ -54,7 +54,7 @@ test: export OMP_NUM_THREADS ?= 1
 test: setup
 	@$(BIN)/python tests/export_check.py
 	@$(BIN)/ruff check llmi_kit tests benchmarks
-	@$(BIN)/nbdev-test --n-workers 2
+	@$(BIN)/python tests/notebooks.py
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 doctor: setup
