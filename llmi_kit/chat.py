@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import httpx, openai, torch
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict
+from tqdm.auto import tqdm
 
 from .backbone import (BackboneError, GumbelNoise, adapter_folder, cut, end_tokens, for_writing, load, missing, plain_text, stopped,
                                write_batch)
@@ -95,9 +96,13 @@ async def write(self: Chat,
     temperature: float | None = None,   # None: the chat's own; 0 is greedy
     max_tokens: int | None = None,      # None: the chat's own
     stop: list[str] | None = None,      # texts that end an answer; left out of it
+    progress: bool = False,             # count the tokens while they are written
 ) -> list[list[Completion | Failure]]:
     "`n` answers to each conversation, in their order; what could not be answered is a Failure in its place."
-    return await self._write([list(c) for c in conversations], n, seed, **self._how(temperature, max_tokens, stop))
+    how = self._how(temperature, max_tokens, stop)
+    if not progress: return await self._write([list(c) for c in conversations], n, seed, **how)
+    with tqdm(desc='writing', unit=' tokens', leave=False) as bar:
+        return await self._write([list(c) for c in conversations], n, seed, **how, tell=bar.update)
 
 # %% ../nbs/07_chat.ipynb #66dae3ee
 @patch
@@ -208,6 +213,7 @@ class Call(NamedTuple):
     stop: list[str]
     halt: threading.Event       # set by whoever stops waiting
     pieces: Callable | None     # function for each word, for one answer
+    tell: Callable = lambda tokens: None    # told how many more tokens are written
 
 FULL = Failure(kind='unavailable', message='memory ran out: use a smaller backbone, nf4, or fewer max_tokens')
 
@@ -219,7 +225,9 @@ def _in_batches(self: LocalChat, rows: list[Row], call: Call, size: int) -> list
     for at in range(0, len(rows), size):
         part = rows[at:at + size]
         inputs, budgets, _, noise = map(list, zip(*part, strict=True))
-        try: found += write_batch(*self.loaded, inputs, budgets, noise, call.temperature, call.stop, call.halt, call.pieces)
+        try:
+            found += write_batch(*self.loaded, inputs, budgets, noise, call.temperature, call.stop, call.halt, call.pieces)
+            call.tell(sum(tokens for _, tokens, _ in found[-len(part):]))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             found += self._in_batches(part, call, -(-len(part)//2)) if len(part) > 1 else [FULL]
@@ -234,7 +242,9 @@ def _flowing(self: LocalChat, rows: list[Row], call: Call, size: int) -> list[tu
     ends, budgets = end_tokens(model, tokenizer), [r.budget for r in rows]
     spoken = lambda ids: bool(call.stop) and stopped(ids, call.stop, tokenizer)
     noise = call.temperature and GumbelNoise([r.noise for r in rows], call.temperature, model.device)
-    draw = lambda scores, which: (noise.of(which, scores) if noise else scores).argmax(-1)
+    def draw(scores, which):
+        call.tell(len(which))
+        return (noise.of(which, scores) if noise else scores).argmax(-1)
     prompts = [r.inputs['input_ids'][0].tolist() for r in rows]
     try: written = write_answers(model, prompts, budgets, ends, draw, size, ended=lambda i, ids: spoken(ids), halt=call.halt)
     except torch.OutOfMemoryError:
@@ -248,7 +258,7 @@ def _flowing(self: LocalChat, rows: list[Row], call: Call, size: int) -> list[tu
 
 # %% ../nbs/07_chat.ipynb #4aedeec6
 @patch
-def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens, stop, pieces=None):
+def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens, stop, pieces=None, tell=lambda tokens: None):
     "All answers, in the chat's thread."
     start = time.perf_counter()
     try: model, words = self._open()
@@ -261,7 +271,7 @@ def _run(self: LocalChat, conversations, n, seed, halt, temperature, max_tokens,
     own = [seed if k == 0 else derive_seed(seed, k) for _, k in jobs]
     budget = [min(max_tokens, self._limit() - s) for s in size]
     rows = [Row(encoded[i], budget[i], s, _noise(s, conversations[i])) for (i, _), s in zip(jobs, own, strict=True)]
-    written = self._answers(rows, Call(temperature, stop, halt, pieces), start)
+    written = self._answers(rows, Call(temperature, stop, halt, pieces, tell), start)
     for (i, k), answer in zip(jobs, written, strict=True): answers[i][k] = answer
     return answers if temperature else [copies(a[0], n) for a in answers]
 
@@ -461,8 +471,12 @@ async def _answers(self: ServerChat, messages, n, seed, **how):
 NOTHING = Failure(kind='network', transient=True, message='the server sent no answer at all: try again')
 
 @patch
-async def _write(self: ServerChat, conversations, n, seed, **how):  # noqa: F811
-    return list(await asyncio.gather(*(self._answers(c, n, seed, **how) for c in conversations)))
+async def _write(self: ServerChat, conversations, n, seed, tell=lambda tokens: None, **how):  # noqa: F811
+    async def one(conversation):
+        answers = await self._answers(conversation, n, seed, **how)
+        tell(sum(a.tokens_out for a in answers if isinstance(a, Completion)))
+        return answers
+    return list(await asyncio.gather(*map(one, conversations)))
 
 # %% ../nbs/07_chat.ipynb #b978ba99
 @patch

@@ -32,7 +32,7 @@ class Together(Chat):
     def key(self) -> str: return self.chat.key      # whoever waits gets what the chat would have written
     def sees(self) -> bool: return self.chat.sees()
 
-    async def _write(self, conversations, n, seed, **how):
+    async def _write(self, conversations, n, seed, tell=None, **how):
         answers = asyncio.get_running_loop().create_future()
         self.waiting.append((conversations, dict(how, n=n, seed=seed), answers))
         if self.task is None or self.task.done(): self.task = asyncio.create_task(self._serve())
@@ -154,7 +154,7 @@ class InspectChat(Chat):
     def _how(self, temperature, max_tokens, stop):      # None: the model's own
         return dict(temperature=temperature, max_tokens=max_tokens, stop=[stop] if isinstance(stop, str) else stop)
 
-    async def _write(self, conversations, n, seed, **how):
+    async def _write(self, conversations, n, seed, tell=None, **how):
         one = lambda c, k: self._one(c, derive_seed(seed, k) if k else seed, **how)
         rows = await asyncio.gather(*(asyncio.gather(*(one(c, k) for k in range(n))) for c in conversations))
         return list(map(list, rows))

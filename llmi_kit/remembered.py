@@ -28,12 +28,12 @@ class RememberedChat(Chat):
         if name in ('chat', 'store'): raise AttributeError(name)    # not there yet, as while it is unpickled
         return getattr(self.chat, name)
 
-    async def _write(self, conversations, n, seed, **how):
+    async def _write(self, conversations, n, seed, tell=None, **how):
         key = cache_key(chat=self.chat.key, said=[[spelt(m) for m in c] for c in conversations], n=n, seed=seed, how=how)
         try: text = self.store.get(key)
         except Exception: text = None
         if text: return [[Known.model_validate(c) for c in answers] for answers in json.loads(text)]
-        answers = await self.chat._write(conversations, n, seed, **how)
+        answers = await self.chat._write(conversations, n, seed, **how, **({'tell': tell} if tell else {}))
         if all(isinstance(a, Completion) for one in answers for a in one):
             try: self.store.set(key, json.dumps([[a.model_dump() for a in one] for one in answers]))
             except Exception: pass      # a full disk must not cost the answer that is there

@@ -115,7 +115,7 @@ class Writer:
         questions: list[Question],
         n: int = 1,                 # answers per question
         seed: int = 0,
-        **sampling,                 # temperature, max_tokens, stop: see `chat.write`
+        **sampling,                 # temperature, max_tokens, stop, progress: see `chat.write`
     ) -> list[list[Illustrated]]:
         "Sample n answers to each question and parse them; no tool runs yet."
         pictures = [read_inputs(q.inputs) for q in questions]
@@ -148,11 +148,11 @@ def _parsed(question, pictures, completion):
 async def illustrate(self: Writer,
     questions: list[Question],
     seed: int = 0,
-    progress: bool = False,     # a bar for the tags
+    progress: bool = False,     # bars: tokens while it writes, then pictures
     **sampling,
 ) -> list[Illustrated]:
     "One answer to each question, its tags turned into pictures; all documents share the toolkit's limits."
-    written = [answers[0] for answers in await self.write(questions, seed=seed, **sampling)]
+    written = [answers[0] for answers in await self.write(questions, seed=seed, progress=progress, **sampling)]
     return await asyncio.gather(*(self._resolve(w, seed, progress) for w in written))
 
 # %% ../nbs/09_writer.ipynb #54aeddec

@@ -41,6 +41,19 @@ async def test_greedy_is_written_once(chat):
     assert len({a.text for a in answers}) == 1 and [a.tokens_out > 0 for a in answers] == [True, False, False]
 
 
+@pytest.mark.parametrize('flowing', [True, False])
+async def test_progress_counts_the_tokens_as_they_are_written(chat, monkeypatch, capsys, flowing):
+    monkeypatch.setattr('llmi_kit.chat.flows', lambda model: flowing)
+    told = []
+    written = await chat._write([ask('Say hi.'), ask('Name a colour.'), []], 2, 0, tell=told.append, **chat._how(.7, 8, None))
+    assert sum(told) == sum(a.tokens_out for a, b in written for a in (a, b) if isinstance(a, Completion)) > 4
+    assert len(told) >= (8 if flowing else 1)
+    await chat.write([ask('Say hi.')], max_tokens=3, progress=True)
+    assert 'writing' in capsys.readouterr().err
+    await chat.write([ask('Say hi.')], max_tokens=3)
+    assert capsys.readouterr().err == ''
+
+
 async def test_stop_text_is_left_out(chat):
     (full,), = await chat.write([ask('What is the capital of France?')])
     (a,), = await chat.write([ask('What is the capital of France?')], stop=[' Paris'])
@@ -310,6 +323,9 @@ async def test_n_answers_whatever_the_server_makes_of_n(faulty, model):
     read = 10 if model == 'fine' else 40
     assert (sum(a.tokens_in for a in answers), sum(a.tokens_out for a in answers)) == (read, 20)
     assert sum(a.cost for a in answers) == pytest.approx((read + 2*20)/1e6)
+    told = []
+    await chat._write([ask('Hi'), ask('Ho')], 4, 5, tell=told.append, **chat._how(None, None, None))
+    assert told == [20, 20]
 
 
 async def test_what_is_sent(faulty, monkeypatch):
