@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 from tqdm.auto import tqdm
 
-from .config import Store, cache_dir, cache_key, derive_seed
+from .config import CLOCK, Store, cache_dir, cache_key, derive_seed
 from .document import Call, Document
 from .picture import Failure, Origin, Picture
 from .sandbox import Sandbox
@@ -108,17 +108,18 @@ async def _once(tool, request):
 async def attempts(
     tool: Tool,
     request: dict,      # what the tool is called with
-    seconds: float,     # for all tries together
+    seconds: float,     # for all tries together; loading a model comes on top: `off_the_clock`
 ) -> tuple[Picture | Failure, int]:
     "The answer and the number of tries it took. Never raises an Exception."
-    end, last, tries = time.perf_counter() + seconds, None, 0
+    last, tries, now = None, 0, asyncio.get_running_loop().time
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds) as limit:
+            CLOCK.set(limit)
             for tries in range(1, TRIES + 1):
                 last = await _once(tool, request)
                 if isinstance(last, Picture) or not last.transient or tries == TRIES: break
                 pause = last.retry_after or PAUSE * 2**(tries - 1) * random.uniform(.5, 1)  # not all at the same moment
-                if time.perf_counter() + pause >= end: break    # it would be too late: keep the reason that we have
+                if now() + pause >= limit.when(): break    # it would be too late: keep the reason that we have
                 await asyncio.sleep(pause)
     except TimeoutError:
         late = f'the tool did not answer within {seconds:g} s'

@@ -1,5 +1,5 @@
 """The diffusion tool: a real (tiny) pipeline, and both server protocols over real HTTP with faults."""
-import asyncio, inspect, subprocess, sys
+import asyncio, inspect, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,6 +10,7 @@ from llmi_kit.picture import Failure, Picture
 from llmi_kit.tools.diffusion import DiffusionTool, from_profile
 from llmi_kit.tools.image_model import ImageModel, tiny_pipeline
 from llmi_kit.tools.image_server import ImagesAPI, QwenServers
+from llmi_kit.toolkit import Toolkit
 
 DEAD = 'http://127.0.0.1:9'     # the discard port: nobody listens
 
@@ -33,6 +34,19 @@ async def test_same_seed_same_bytes_also_after_loading_again(folder):
     o = a.origin
     assert (o.tool, o.backend, o.seed, o.request) == ('diffusion', 'tiny', 3, {'prompt': 'a fox'}) and o.seconds > 0
     assert str(folder.parent) not in a.model_dump_json() + first.key
+
+
+async def test_loading_is_not_on_the_clock_and_drawing_is(folder, monkeypatch):
+    load = ImageModel._load
+    def at_length(self):
+        if self.pipe is None: time.sleep(3)
+        return load(self)
+    monkeypatch.setattr(ImageModel, '_load', at_length)
+    async with Toolkit(dict(diffusion=DiffusionTool(ImageModel(folder, steps=1)), slow=DiffusionTool(ImageModel(folder, steps=900))), seconds=2) as toolkit:
+        several = await asyncio.gather(*(toolkit.call('diffusion', prompt=f'fox {i}') for i in range(3)))   # all wait for the same loading
+        assert all(isinstance(p, Picture) for p in several), several
+        late = await toolkit.call('slow', prompt='a fox')
+    assert late.kind == 'timeout' and '2 s' in late.message
 
 
 async def test_settings_reach_the_pipeline(folder):

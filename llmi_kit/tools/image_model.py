@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 
-from ..config import LOADING, asset
+from ..config import LOADING, asset, off_the_clock
 from ..picture import Failure, Origin, Picture
 from .model_notes import ModelNotes, heard, notes_of, unknown
 from .pipeline_call import LONGEST, call_arguments, description, fitted, framed, instructs, takes, unsquared
@@ -292,20 +292,32 @@ def _brief(e): return f'{type(e).__name__}: {" ".join(re.sub(r"(/[^/ ]+)+/", "",
 
 # %% ../../nbs/03_image_model.ipynb #b81740d4
 @patch
-def _make(self: ImageModel, prompt, image, seed, stop):
+def _refused(self: ImageModel, prompt, image) -> Failure | None:
+    "Why nothing can come of this, known without the model."
     if missing := self.ready(): return Failure(kind='unavailable', message=missing)
-    told = caption_of(prompt, self.notes, image and image.origin.title)
-    if failure := unknown(told, self.notes, self.name): return failure
+    return unknown(caption_of(prompt, self.notes, image and image.origin.title), self.notes, self.name)
+
+@patch
+def _opened(self: ImageModel) -> Failure | None:
+    try: self.load()
+    except Exception as e: return self._failed(e)     # files that are not theirs make loaders and pipelines raise almost anything
+
+@patch
+def _make(self: ImageModel, prompt, image, seed, stop):
     try: drawn = self._draw(prompt, image, seed, stop)
     except _Stopped: return Failure(kind='timeout', message='the picture was no longer waited for')
-    except Exception as e: return self._failed(e)     # pipelines raise almost anything on files that are not theirs
+    except Exception as e: return self._failed(e)
     return Picture.from_pil(drawn, Origin(tool='', backend=self.name, seed=seed))
 
 # %% ../../nbs/03_image_model.ipynb #67a12850
 @patch
 async def _run(self: ImageModel, prompt, image, seed):
-    stop = threading.Event()
-    try: return await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._make, prompt, image, seed, stop))
+    stop, run = threading.Event(), partial(asyncio.get_running_loop().run_in_executor, self._thread)
+    try:
+        if failure := await run(self._refused, prompt, image): return failure
+        if self.pipe is None:
+            async with off_the_clock(): failure = await run(self._opened)
+        return failure or await run(self._make, prompt, image, seed, stop)
     finally: stop.set()     # reached early when the caller gives up
 
 # %% ../../nbs/03_image_model.ipynb #a26ce55c
