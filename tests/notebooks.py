@@ -14,6 +14,8 @@ from nbdev.test import test_nb
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context('forkserver')
+# slow to import, and with one thread for products none of these starts a thread, which a fork would lose
+LARGE = ['torch', 'transformers.models.auto.modeling_auto', 'torch._dynamo', 'bitsandbytes', 'peft', 'diffusers.pipelines.auto_pipeline']
 
 
 def one(file):
@@ -33,7 +35,8 @@ def tried(file):
 
 if __name__ == '__main__':
     os.chdir(ROOT/'nbs')
-    FORKS.set_forkserver_preload(['nbdev.test', 'torch', 'transformers'])
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    FORKS.set_forkserver_preload(['nbdev.test', *LARGE])
     files = sorted(nbglob(as_path=True), key=lambda f: ('tutorials' not in f.parts, f.name))     # tutorials take longest: they begin
     with ThreadPoolExecutor(int(sys.argv[1]) if len(sys.argv) > 1 else 2) as threads: found = list(threads.map(tried, files))
     slow = ', '.join(f'{f.stem} {s:.0f} s' for f, _, s in sorted(found, key=lambda x: -x[-1])[:8])
