@@ -36,6 +36,7 @@ def tried(file):
 if __name__ == '__main__':
     os.chdir(ROOT/'nbs')
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')     # of locks that were open when a notebook's process ended
     FORKS.set_forkserver_preload(['nbdev.test', *LARGE])
     found = [f for f in nbglob(as_path=True) if not (f.parent/'.notest').exists()]      # nbdev-test's own sign: the pipelines take hours
     files = sorted(found, key=lambda f: ('tutorials' not in f.parts, f.name))   # tutorials take longest: they begin
