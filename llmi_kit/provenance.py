@@ -68,6 +68,9 @@ def save_figure(
     "Write NAME.svg and NAME.png, the scale in a corner: the SVG's path."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if layout := figure.get_layout_engine():     # a line for it below everything else
+        line = .11/figure.get_figheight()
+        layout.set(rect=(0, line, 1, 1 - line))
     figure.text(.998, .004, f'scale: {scale}', ha='right', va='bottom', fontsize=6, color='0.5')
     figure.savefig(folder/f'{name}.png', dpi=120)
     with rc_context({'svg.hashsalt': 'llmi_kit'}): figure.savefig(folder/f'{name}.svg', metadata=dict(Date=None))
