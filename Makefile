@@ -65,6 +65,7 @@ lab: setup
 
 readme: setup
 	@$(BIN)/nbdev-export
+	@touch $(READY)     # nbdev-export writes pyproject.toml anew, which changes nothing in it
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](\.\./#](#g' > README.md
 
 benchmarks: setup

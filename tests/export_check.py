@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 root = Path(__file__).parent.parent
-venv = Path(sys.executable).parent.parent
+venv = Path(sys.prefix)
+if sys.prefix == sys.base_prefix: sys.exit('run it with the environment of the kit: .venv/bin/python tests/export_check.py')
 
 
 def state():
