@@ -164,7 +164,9 @@ class Recipe(BaseModel):
     prompts: int = 8            # questions a step; paper: 32
     answers: int = 8            # to each question (paper, section 5)
     lr: float = 1e-4            # highest; paper: 1e-6 for full fine-tuning
-    warmup: int = 4             # steps of rising learning rate (paper: 4 to 6); then cosine to 1 %
+    warmup: int = 4             # steps of rising learning rate (paper: 4 to 6)
+    schedule: Literal['cosine', 'constant'] = 'cosine'          # after them: down to 1 % (paper), or as it is
+    momentum: float = .9        # Adam's first beta; in a short training it gives the first steps most of the say: 0 treats all alike
     weight_decay: float = 0.    # paper: 0.1; of LoRA's small matrices it would pull the change back to nothing
     clip: float = 1.            # of the gradient's norm (paper)
     rank: int = 16              # of LoRA, if there is no warm start to go on with
@@ -216,11 +218,12 @@ def trl_config(
     "The recipe in TRL's words."
     clip = dict(epsilon=GSPO_CLIP[0], epsilon_high=GSPO_CLIP[1]) if recipe.sequence else {}
     level, loss = ('sequence', 'grpo') if recipe.sequence else ('token', recipe.loss)
-    schedule = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01), warmup_steps=recipe.warmup)
+    falling = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01))
+    schedule = (falling if recipe.schedule == 'cosine' else dict(lr_scheduler_type='constant_with_warmup')) | dict(warmup_steps=recipe.warmup)
     return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.at_once,
         gradient_accumulation_steps=recipe.batch//recipe.at_once, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
         mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature, learning_rate=recipe.lr, **schedule,
-        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.momentum, weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, shuffle_dataset=not recipe.balanced, report_to=report_to,
         multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize',
