@@ -211,6 +211,15 @@ def test_recipes():
     assert usual.reward_weights == [.2, .5, .3] and usual.per_device_train_batch_size*usual.gradient_accumulation_steps == 64
 
 
+@pytest.mark.parametrize("how, rates, first", [
+    (dict(schedule="constant", momentum=0.), [1e-2]*3, 0.), (dict(warmup=1), [0., 1e-2, .505e-2], .9), (dict(schedule="constant", warmup=1), [0., 1e-2, 1e-2], .9)])
+def test_rates_and_momentum_are_the_recipe_s(tmp_path, model, how, rates, first):
+    seen, trainer = [], tiny_trainer(model, tmp_path, Fixed(), steps=3, **how)
+    train(trainer, tell=seen.append)
+    assert [log["learning_rate"] for log in seen if "learning_rate" in log] == pytest.approx(rates)
+    assert trainer.optimizer.param_groups[0]["betas"][0] == first
+
+
 def test_small_copies_are_small():
     big = Picture.from_pil(Image.effect_noise((2000, 1000), 80), Origin(tool="code", backend="x"))
     assert len(small_copy(big)) < 60_000
