@@ -5,7 +5,8 @@ ways taking turns; tokens per second of processor time, and how many answers are
 """
 import sys, threading, time
 
-from llmi_kit.chat import Call, Row, chat_from_profile
+from llmi_kit.chat import chat_from_profile
+from llmi_kit.local_chat import Call, Row
 from llmi_kit.checked_questions import load_checked
 from llmi_kit.config import load_profile
 from llmi_kit.writer import conversation

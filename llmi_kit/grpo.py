@@ -219,11 +219,11 @@ def trl_config(
     clip = dict(epsilon=GSPO_CLIP[0], epsilon_high=GSPO_CLIP[1]) if recipe.sequence else {}
     level, loss = ('sequence', 'grpo') if recipe.sequence else ('token', recipe.loss)
     falling = dict(lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=.01))
-    schedule = (falling if recipe.schedule == 'cosine' else dict(lr_scheduler_type='constant_with_warmup')) | dict(warmup_steps=recipe.warmup)
+    schedule = falling if recipe.schedule == 'cosine' else dict(lr_scheduler_type='constant_with_warmup')
     return GRPOConfig(str(out), max_steps=recipe.steps, per_device_train_batch_size=recipe.at_once,
         gradient_accumulation_steps=recipe.batch//recipe.at_once, num_generations=recipe.answers, max_completion_length=recipe.max_tokens,
-        mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature, learning_rate=recipe.lr, **schedule,
-        adam_beta1=recipe.momentum, weight_decay=recipe.weight_decay,
+        mask_truncated_completions=recipe.mask_truncated, temperature=recipe.temperature,
+        learning_rate=recipe.lr, warmup_steps=recipe.warmup, **schedule, adam_beta1=recipe.momentum, weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip, beta=recipe.beta, importance_sampling_level=level, loss_type=loss, **clip,
         seed=recipe.seed, data_seed=recipe.seed, shuffle_dataset=not recipe.balanced, report_to=report_to,
         multi_objective_aggregation='normalize_then_sum' if recipe.normalize_parts else 'sum_then_normalize',

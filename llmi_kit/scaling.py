@@ -10,7 +10,7 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .chat import Chat, LocalChat
+from .chat import Chat
 from .document import Document
 from .judges import Judges
 from .ledger import Budget, Entry, Ledger
@@ -63,7 +63,7 @@ def wave_of(chat: Chat, plan: Plan) -> int:
     "Answers written in one request."
     if plan.wave: return plan.wave
     chat = getattr(chat, 'chat', chat)      # behind a store
-    if isinstance(chat, LocalChat): return max(1, min(chat.batch, -(-plan.n//2)))    # two at least: one's tools run beside the next
+    if size := getattr(chat, 'batch', None): return max(1, min(size, -(-plan.n//2)))    # two at least: one's tools run beside the next
     return 1
 
 # %% ../nbs/20_scaling.ipynb #9b8dccf5
@@ -101,7 +101,7 @@ class Sampling:
 async def sample(sampling: Sampling):
     "Waves until there are enough. One after the other is written; tools and judges run beside."
     plan, chat = sampling.plan, getattr(sampling.means.chat, 'chat', sampling.means.chat)
-    beside = 1 if plan.stopper or isinstance(chat, LocalChat) else getattr(chat, 'workers', 8)   # requests that a server takes at once
+    beside = 1 if plan.stopper or getattr(chat, 'batch', None) else getattr(chat, 'workers', 8)   # requests that a server takes at once
     limit = asyncio.Semaphore(beside)
     async def one(numbers):
         async with limit:

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .chat import MAX_IMAGE, Completion, LocalChat
+from .chat import MAX_IMAGE, Completion
 from .config import asset, cache_key, derive_seed
 from .data import Row, load_rows, misleading, row_of, save_rows
 from .picture import Failure, Origin, Picture
@@ -38,7 +38,7 @@ class Together:
     ): self.chat, self.seed, self.temperature, self.waiting, self.task = chat, seed, temperature, [], None
 
     async def __call__(self, messages: list, seed: int) -> Completion | Failure:
-        if not isinstance(self.chat, LocalChat): return (await self._write([messages], seed))[0]
+        if not getattr(self.chat, 'batch', None): return (await self._write([messages], seed))[0]
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((messages, future))
         if not self.task or self.task.done(): self.task = asyncio.create_task(self._drain())

@@ -54,7 +54,7 @@ class Toolkit:
     def __init__(self,
         tools: dict[str, Tool],         # any tools, by the `source` of their tags
         store: Store | None = None,     # None: nothing is remembered
-        seconds: float = 60,            # deadline of a call, with its retries, from the moment a place is free; loading a model comes on top
+        seconds: float = 60,            # deadline of a call, with its retries, once a place is free; loading a model comes on top
         workers: int | dict = 8,        # calls of one tool at once; a dict says it by source
     ):
         self.tools, self.store, self.seconds, self.workers = dict(tools), store, seconds, workers

@@ -6,8 +6,9 @@ import httpx, pytest, torch
 from PIL import Image
 
 from llmi_kit.backbone import embedded_folder, load_embedded
-from llmi_kit.chat import Completion, LocalChat, Message, ServerChat, chat_from_profile, copies, shares
+from llmi_kit.chat import Completion, Message, ServerChat, chat_from_profile, copies, shares
 from llmi_kit.config import load_profile
+from llmi_kit.local_chat import LocalChat
 from llmi_kit.picture import Failure, Origin, Picture
 
 
@@ -43,7 +44,7 @@ async def test_greedy_is_written_once(chat):
 
 @pytest.mark.parametrize('flowing', [True, False])
 async def test_progress_counts_the_tokens_as_they_are_written(chat, monkeypatch, capsys, flowing):
-    monkeypatch.setattr('llmi_kit.chat.flows', lambda model: flowing)
+    monkeypatch.setattr('llmi_kit.local_chat.flows', lambda model: flowing)
     told = []
     written = await chat._write([ask('Say hi.'), ask('Name a colour.'), []], 2, 0, tell=told.append, **chat._how(.7, 8, None))
     assert sum(told) == sum(a.tokens_out for a, b in written for a in (a, b) if isinstance(a, Completion)) > 4
@@ -112,7 +113,7 @@ async def test_memory_runs_out_for_big_batches_only(chat, monkeypatch, way, whos
         if sizes[-1] > 1: raise torch.OutOfMemoryError
         return real(*args, **kwargs)
     monkeypatch.setattr(chat.loaded[0], whose, small)
-    if way == 'batches': monkeypatch.setattr('llmi_kit.chat.flows', lambda model: False)
+    if way == 'batches': monkeypatch.setattr('llmi_kit.local_chat.flows', lambda model: False)
     answers = await chat.write([ask('Hi'), ask('Ho'), ask('Hey')], max_tokens=2)
     assert all(isinstance(a[0], Completion) for a in answers) and max(sizes) == 3
 
@@ -129,7 +130,7 @@ async def test_flowing_writes_what_batches_write(chat, monkeypatch, how):
     "Six questions in four slots, of lengths from 1 token to 12."
     asked = [ask(t) for t in ('Hi', 'Name a colour.', 'What is the capital of France?', 'Say no.', 'Count to three.', 'Why?')]
     flowing = await chat.write(asked, **how)
-    monkeypatch.setattr('llmi_kit.chat.flows', lambda model: False)
+    monkeypatch.setattr('llmi_kit.local_chat.flows', lambda model: False)
     batches = await chat.write(asked, **how)
     told = lambda found: [[(a.text, a.tokens_in, a.tokens_out, a.finish_reason, a.seed) for a in one] for one in found]
     assert told(flowing) == told(batches) and len({a.tokens_out for one in flowing for a in one}) > 2
@@ -399,3 +400,12 @@ async def test_real_server_streams(served):
 async def test_real_server_without_that_model(served):
     (a,), = await ServerChat(served.server, 'no/such-model', retries=0).write([ask('Hi')])
     assert isinstance(a, Failure) and '\n' not in a.message
+
+
+def test_who_asks_a_server_does_not_wait_for_pytorch():
+    "Importing it takes seconds; a model in this process needs it, and nothing else that can do without."
+    code = ("import sys, llmi_kit.chat, llmi_kit.cli, llmi_kit.judges, llmi_kit.scaling, llmi_kit.scorer, llmi_kit.synthesis, llmi_kit.writer\n"
+            "from llmi_kit.chat import chat_from_profile\nfrom llmi_kit.config import load_profile\n"
+            "chat_from_profile(load_profile('cpu', server='http://127.0.0.1:9/v1', backbone='tiny'))\n"
+            "assert not {'torch', 'transformers', 'diffusers'} & sys.modules.keys()")
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=100)

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from llmi_kit.chat import LocalChat
+from llmi_kit.local_chat import LocalChat
 from llmi_kit.data import row_of
 from llmi_kit.grpo import Recipe, Rewards
 from llmi_kit.grpo_images import SEEING, SeeingTrainer, dataset_with_images, pictures_only, tiny_that_sees, trainer_with_images, with_language_lora

@@ -15,12 +15,13 @@ from judge_server import judge_server, said
 from PIL import Image
 from screenshot import ARGS, CHROMIUM
 
-from llmi_kit.chat import Chat, Completion, LocalChat, Message, ServerChat
+from llmi_kit.chat import Chat, Completion, Message, ServerChat
 from llmi_kit.config import Store, load_profile
 from llmi_kit.data import row_of
 from llmi_kit.document import parse
 from llmi_kit.judges import Judges
 from llmi_kit.ledger import Budget, Entry, Ledger, spent, table, wall
+from llmi_kit.local_chat import LocalChat
 from llmi_kit.picture import Failure, Origin, Picture
 from llmi_kit.remembered import RememberedChat
 from llmi_kit.rewrite import dependents, marked, with_params, with_results, with_text, written

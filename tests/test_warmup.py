@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmi_kit.backbone import load
-from llmi_kit.chat import LocalChat
+from llmi_kit.local_chat import LocalChat
 from llmi_kit.config import asset
 from llmi_kit.document import instructions, parse
 from llmi_kit.questions import SHARES, Source, chart_code, make_row, make_rows, words
