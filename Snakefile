@@ -64,7 +64,8 @@ rule demo:
 
 FIGURES = ["data-mix", "gallery", "systems", "tools", "failures", "learning", "learning-held-out", "scaling", "scaling-stages",
            *(["ablation"] if SCALES[SCALE]["ablations"] else [])]
-RUNS = [f"seed-{s}" for s in SEEDS] + [f"seed-{SEEDS[0]}-{a}" for a in SCALES[SCALE]["ablations"]]
+AVERAGED = ["mean"] if len(SEEDS) > 1 else []
+RUNS = [f"seed-{s}" for s in SEEDS] + AVERAGED + [f"seed-{SEEDS[0]}-{a}" for a in SCALES[SCALE]["ablations"]]
 
 rule figures:
     input:
@@ -144,10 +145,28 @@ rule grpo:
         PAPERMILL
 
 
-rule learning:
+# The mean of all seeds' adapters.
+rule average:
     input:
         expand("results/{{place}}/grpo/seed-{seed}/run.json", seed=SEEDS),
-        expand("results/{{place}}/grpo/seed-{seed}-{what}/run.json", seed=SEEDS[:1], what=SCALES[SCALE]["ablations"]),
+        notebook="nbs/pipelines/average.ipynb",
+        settings="settings.ini",
+        package=PACKAGE,
+    output:
+        record="results/{place}/grpo/mean/run.json",
+        executed="results/{place}/notebooks/average.ipynb",
+    log:
+        "results/{place}/logs/average.log",
+    threads: 2
+    params:
+        words=lambda w: words("average", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../results/{w.place}/grpo/mean"),
+    shell:
+        PAPERMILL
+
+
+rule learning:
+    input:
+        expand("results/{{place}}/grpo/{run}/run.json", run=RUNS),
         notebook="nbs/pipelines/learning.ipynb",
     output:
         records=expand("figures/{{place}}/runs/grpo-{run}.json", run=RUNS),
@@ -157,7 +176,7 @@ rule learning:
     threads: 2
     params:
         words=lambda w: words("learning", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../figures/{w.place}", scale=SCALE,
-                              **({} if SCALES[SCALE]["ablations"] else dict(without="", reference=False))),
+                              mean=bool(AVERAGED), **({} if SCALES[SCALE]["ablations"] else dict(without="", reference=False))),
     shell:
         PAPERMILL
 

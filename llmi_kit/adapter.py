@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'SAMPLE', 'TOLERANCE', 'AdapterError', 'Figure', 'Record', 'hub_name', 'licence', 'card', 'save_adapter',
-           'add_figures', 'misfit', 'with_adapter', 'scores_of', 'apart', 'Merged', 'merge']
+           'add_figures', 'misfit', 'with_adapter', 'scores_of', 'apart', 'Merged', 'merge', 'average']
 
 # %% ../nbs/14_adapter.ipynb #26989df9
 import json, os, shutil, tempfile
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCardData
 from peft import PeftModel, get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .backbone import adapter_folder, load, quiet
 from .memory import FACTS
@@ -45,6 +45,7 @@ class Record(BaseModel):
     rows: int | None = None
     reward: str = ''                # variant
     judges: dict[str, str] = {}     # what they read -> who
+    average_of: list[str] = []      # adapters of other trainings
     held_out: dict[str, Figure] = {}
     seconds: float | None = None
     device: str = ''
@@ -76,7 +77,7 @@ def _told(record):
     return [(k, v) for k, v in {
         'backbone': hub_name(r.backbone) + (', in NF4 while it learned' if r.quantization == 'nf4' else ''),
         'warm start': r.adapter and ('the adapter that ships with llmi_kit' if r.adapter == 'embedded' else Path(r.adapter).name),
-        'steps': r.steps, 'rows': rows, 'reward': r.reward and f'variant {r.reward}',
+        'average of': ', '.join(r.average_of), 'steps': r.steps, 'rows': rows, 'reward': r.reward and f'variant {r.reward}',
         'judges': ', '.join(f'{who} ({what})' for what, who in r.judges.items()),
         'recipe': ', '.join(f'{k} {v}' for k, v in r.recipe.items()),
         'time': f'{r.seconds/60:.0f} minutes' if r.seconds is not None else '', 'device': r.device,
@@ -270,3 +271,41 @@ def merge(
         (part/'README.md').write_text(card(record, f'{str(done).capitalize()}.'))
         (part/'record.json').write_text(record.model_dump_json(indent=1, exclude_unset=True) + '\n')
     return done
+
+# %% ../nbs/14_adapter.ipynb #1773a68f
+def _unlike(folders, weights):
+    "Why these adapters have no average, or None."
+    def kind(folder):
+        config = json.loads((folder/'adapter_config.json').read_text())
+        return [config.get(k) for k in ('base_model_name_or_path', 'peft_type', 'r', 'lora_alpha', 'use_rslora')]
+    for folder, w in zip(folders[1:], weights[1:], strict=True):
+        if kind(folder) != kind(folders[0]):
+            return f'{folder} and {folders[0]} differ in backbone, rank or scale: give adapters of one kind'
+        if {k: v.shape for k, v in w.items()} != {k: v.shape for k, v in weights[0].items()}:
+            return f'{folder} and {folders[0]} change different layers: give others'
+        flat = [torch.cat([x[k].float().flatten() for k in sorted(x)]) for x in (weights[0], w)]
+        if torch.cosine_similarity(*flat, dim=0) < .5:      # from one start they are nearly parallel, otherwise at right angles
+            return f'{folder} and {folders[0]} began from other weights, so their average means nothing'
+
+def average(
+    adapters: list[str | Path],     # folders, of trainings that began from the same weights
+    out: str | Path,                # new folder
+) -> Path:
+    "Write the mean of adapters' weights, with record and card. Raises AdapterError, BackboneError."
+    out, folders = Path(out), [f for a in adapters if (f := adapter_folder(str(a)))]
+    if len(folders) < 2: raise AdapterError('an average is of two adapters or more: give more folders')
+    bare = next((f for f in folders if not (f/'adapter_model.safetensors').is_file()), None)
+    if bare: raise AdapterError(f'{bare} has no adapter_model.safetensors: give folders that a training wrote')
+    weights = [load_file(f/'adapter_model.safetensors') for f in folders]
+    if why := _unlike(folders, weights): raise AdapterError(why)
+    first, *others = [_record(f, '') for f in folders]
+    shared = {k: v for k, v in first.recipe.items() if all(r.recipe.get(k) == v for r in others)}
+    record = Record(backbone=first.backbone, quantization=first.quantization, adapter=first.adapter, recipe=shared,
+                    average_of=[f'{f.parent.name}/{f.name}' for f in folders])
+    with _new_folder(out) as part:
+        shutil.copy(folders[0]/'adapter_config.json', part)
+        mean = {k: (sum(w[k].float() for w in weights)/len(weights)).to(v.dtype) for k, v in weights[0].items()}
+        save_file(mean, part/'adapter_model.safetensors', metadata=dict(format='pt'))
+        (part/'record.json').write_text(record.model_dump_json(indent=1, exclude_unset=True) + '\n')
+        (part/'README.md').write_text(card(record))
+    return out

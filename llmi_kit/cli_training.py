@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Steps', 'Prompts', 'Answers', 'Longest', 'Micro', 'Rank', 'Rate', 'Heat', 'Without', 'REPORTS', 'adapter', 'train',
-           'merge']
+           'merge', 'average']
 
 # %% ../nbs/29_cli_training.ipynb #f1ede3c0
 from pathlib import Path
@@ -107,3 +107,16 @@ def merge(
         try: done = make(folder, backbone, out, dtype)
         except (AdapterError, BackboneError) as e: leave(e, 2)
     typer.echo(f'{done.folder}\n{done}')
+
+# %% ../nbs/29_cli_training.ipynb #1328b0c3
+@adapter.command()
+def average(
+    folders: Annotated[list[str], typer.Argument(metavar='ADAPTER...', help='Folders; of trainings with one start.')],
+    out: Annotated[Path, typer.Option('--out', help='New folder for the mean of their weights.')],
+):
+    "Average the adapters of several trainings from the same start: less chance in it than in each."
+    from llmi_kit.adapter import AdapterError, average as make
+    from llmi_kit.backbone import BackboneError
+    with manners(out):
+        try: typer.echo(make(folders, out))
+        except (AdapterError, BackboneError) as e: leave(e, 2)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmi_kit import adapter as module
-from llmi_kit.adapter import AdapterError, Figure, Record, apart, card, hub_name, merge, misfit, save_adapter, scores_of
+from llmi_kit.adapter import AdapterError, Figure, Record, apart, average, card, hub_name, merge, misfit, save_adapter, scores_of
 from llmi_kit.backbone import BackboneError, embedded_folder, load
 from llmi_kit.grpo import Recipe, Rewards, policy, trainer_of
 from llmi_kit.prompts import embedded_rows
@@ -232,3 +232,43 @@ def test_an_adapter_of_the_embedded_backbone_in_a_profile(tmp_path):
     answers = {name: d["answer"] for name, d in said.items()}
     assert answers["mine"] == answers["ships"] != answers["bare"]
     assert "<imgen>" in answers["mine"] and "<imgen>" in answers["merged"]
+
+
+def moved(adapter, folder, by, seed):
+    "A training that went elsewhere from the same weights."
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    for f in Path(adapter).iterdir(): (folder/f.name).write_bytes(f.read_bytes())
+    weights = {k: v + by*torch.randn_like(v) for k, v in load_file(f"{adapter}/adapter_model.safetensors").items()}
+    save_file(weights, folder/"adapter_model.safetensors", metadata=dict(format="pt"))
+    return folder
+
+
+def test_the_average_is_nearer_to_what_trainings_agree_on(adapter, backbone, tmp_path):
+    others = [moved(adapter, tmp_path/f"seed-{s}"/"adapter", .003, s) for s in range(8)]
+    mean = average(others, tmp_path/"mean")
+    weights = [load_file(f/"adapter_model.safetensors") for f in (*others, mean)]
+    for k, v in weights[-1].items():
+        assert v.dtype == weights[0][k].dtype and torch.allclose(v.float(), sum(w[k].float() for w in weights[:-1])/8, atol=1e-3)
+    says = lambda folder: scores_of(load(backbone, adapter=str(folder), dtype=F32)[0].eval(), AutoTokenizer.from_pretrained(backbone))
+    far = [apart(says(f), says(adapter)) for f in (*others, mean)]
+    assert far[-1] < .6*sum(far[:-1])/8     # by chance alone the root of 1/8, .35
+    record = Record.model_validate_json((mean/"record.json").read_text())
+    assert record.average_of == [f"seed-{s}/adapter" for s in range(8)] and "average of" in (mean/"README.md").read_text()
+
+
+def test_adapters_without_an_average_are_refused(adapter, backbone, tmp_path):
+    other = save_adapter(lora(backbone, seed=2), tmp_path/"other", dict(backbone=backbone))
+    wide = save_adapter(lora(backbone, r=8), tmp_path/"wide", dict(backbone=backbone))
+    few = save_adapter(lora(backbone, target_modules=["q_proj"]), tmp_path/"few", dict(backbone=backbone))
+    empty = moved(adapter, tmp_path/"empty", 0, 1)
+    (empty/"adapter_model.safetensors").unlink()
+    for folders, says in (([adapter], "two adapters or more"), ([adapter, ""], "two adapters or more"), ([adapter, other], "began from other weights"), ([adapter, wide], "rank"),
+                          ([adapter, few], "different layers"), ([adapter, empty], "no adapter_model")):
+        with pytest.raises(AdapterError, match=says): average(folders, tmp_path/"mean")
+    (tmp_path/"full").mkdir()
+    (tmp_path/"full"/"mine.txt").write_text("kept")
+    with pytest.raises(AdapterError, match="not empty"): average([adapter, adapter], tmp_path/"full")
+    assert not (tmp_path/"mean").exists() and (tmp_path/"full"/"mine.txt").read_text() == "kept"
+    done = subprocess.run([f"{Path(sys.executable).parent}/llmi", "adapter", "average", adapter, str(other), "--out", tmp_path/"mean"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "began from other weights" in done.stderr and "Traceback" not in done.stderr

@@ -80,6 +80,7 @@ def test_a_scale_says_what_runs(tmp_path, scale, trainings):
     for name in ('nbs', 'llmi_kit', 'settings.ini'): (tmp_path/name).symlink_to(ROOT/name)
     jobs, said = planned(tmp_path, '--cores', '2', '--config', f'scale={scale}', '--', 'figures')
     assert jobs['grpo'] == trainings and {'warmup', 'learning', 'scaling', 'evaluate', 'draw', 'figures'} <= set(jobs), said
+    assert jobs.get('average', 0) == (scale == 'full')      # one seed has no average
     assert ('ablation.svg' in said) == (scale == 'full') and ('figures/cpu/' in said) == (scale == 'full')
 
 
