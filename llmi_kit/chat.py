@@ -73,6 +73,7 @@ def copies(
 class Chat:
     "Messages in, sampled answers out. A kind of chat supplies `_write` and `_stream`."
     temperature, max_tokens = 0., 512
+    progress = False            # count tokens in `write`, where it isn't said
     batch: int | None = None    # answers that are written at once; None: each request is answered by itself, as servers do
 
     def sees(self) -> bool:
@@ -92,11 +93,11 @@ async def write(self: Chat,
     temperature: float | None = None,   # None: the chat's own; 0 is greedy
     max_tokens: int | None = None,      # None: the chat's own
     stop: list[str] | None = None,      # texts that end an answer; left out of it
-    progress: bool = False,             # count the tokens while they are written
+    progress: bool | None = None,       # count the tokens while they are written; None: as the chat has it
 ) -> list[list[Completion | Failure]]:
     "`n` answers to each conversation, in their order; what could not be answered is a Failure in its place."
     how = self._how(temperature, max_tokens, stop)
-    if not progress: return await self._write([list(c) for c in conversations], n, seed, **how)
+    if not (self.progress if progress is None else progress): return await self._write([list(c) for c in conversations], n, seed, **how)
     with tqdm(desc='writing', unit=' tokens', leave=False) as bar:
         return await self._write([list(c) for c in conversations], n, seed, **how, tell=bar.update)
 

@@ -4,11 +4,12 @@
 __all__ = ['Number', 'Keep', 'Repairs', 'Pictures', 'Seconds', 'Tokens', 'Price', 'Money', 'scale']
 
 # %% ../nbs/29_cli_scaling.ipynb #a4e6eb41
-import asyncio
+import asyncio, sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm.auto import tqdm
 
 from .config import Store, cache_dir, load_profile
 from .manners import ProfileName, Seed, leave, manners
@@ -50,7 +51,7 @@ def _progress():
         who = 'all' if entry.candidate is None else f'answer {entry.candidate}'
         how = f'failed ({entry.failed})' if entry.failed else 'known' if entry.known else f'{entry.seconds:.1f} s'
         sums = f'{so_far["tokens"]:,} tokens, {so_far["calls"]} calls, {entry.finished:.0f} s'
-        typer.echo(f'{entry.stage:7} {who:10} {entry.what:6} {how}; so far {sums}', err=True)
+        tqdm.write(f'{entry.stage:7} {who:10} {entry.what:6} {how}; so far {sums}', file=sys.stderr)     # above a bar, not through it
     return tell
 
 # %% ../nbs/29_cli_scaling.ipynb #52983a3b
@@ -61,6 +62,7 @@ async def _scaled(question, settings, writer, pictures, plan, budget):
     from llmi_kit.selection import pair_judge
     judges = Judges.from_profile(settings)
     chat = RememberedChat(writer.chat, Store(cache_dir()/'answers'))
+    chat.progress = True
     pair = pair_judge(settings, judges)
     return await scale(question, chat, writer.toolkit, judges, plan, budget, pictures, settings.prompt, pair, _progress())
 
