@@ -167,7 +167,7 @@ def changes(runs: list[Run], temperature: str, names=('value', 'right_tools', 's
             reach = np.abs([[e.value - e.low, e.high - e.value] for e in found]).T
             ax.errorbar(at, [e.value for e in found], yerr=reach, capsize=2, marker='o', ms=4, label=run.name, **LOOKS[k % len(LOOKS)])
         ax.set(xticks=[0, 1], xticklabels=['before', 'after'], xlim=(-.3, 1.3), ylim=(0, 1), title=MEASURES[name])
-    ax.legend(fontsize=7, loc='lower right')
+    ax.legend(fontsize=7, loc='lower center')      # between the two sides
     fig.suptitle(title)
     return fig
 
