@@ -6,6 +6,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmi_kit.adapter.Merged': ('adapter.html#merged', 'llmi_kit/adapter.py'),
                                   'llmi_kit.adapter.Merged.__str__': ('adapter.html#merged.__str__', 'llmi_kit/adapter.py'),
                                   'llmi_kit.adapter.Record': ('adapter.html#record', 'llmi_kit/adapter.py'),
+                                  'llmi_kit.adapter._config': ('adapter.html#_config', 'llmi_kit/adapter.py'),
                                   'llmi_kit.adapter._held_out': ('adapter.html#_held_out', 'llmi_kit/adapter.py'),
                                   'llmi_kit.adapter._named': ('adapter.html#_named', 'llmi_kit/adapter.py'),
                                   'llmi_kit.adapter._new_folder': ('adapter.html#_new_folder', 'llmi_kit/adapter.py'),

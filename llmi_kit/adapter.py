@@ -273,11 +273,12 @@ def merge(
     return done
 
 # %% ../nbs/14_adapter.ipynb #1773a68f
+def _config(folder): return json.loads((folder/'adapter_config.json').read_text())
+
 def _unlike(folders, weights):
     "Why these adapters have no average, or None."
-    def kind(folder):
-        config = json.loads((folder/'adapter_config.json').read_text())
-        return [config.get(k) for k in ('base_model_name_or_path', 'peft_type', 'r', 'lora_alpha', 'use_rslora')]
+    settings = 'base_model_name_or_path', 'peft_type', 'r', 'lora_alpha', 'alpha_pattern', 'use_rslora'
+    kind = lambda folder: [_config(folder).get(k) for k in settings]
     for folder, w in zip(folders[1:], weights[1:], strict=True):
         if kind(folder) != kind(folders[0]):
             return f'{folder} and {folders[0]} differ in backbone, rank or scale: give adapters of one kind'
@@ -298,7 +299,8 @@ def average(
     if bare: raise AdapterError(f'{bare} has no adapter_model.safetensors: give folders that a training wrote')
     weights = [load_file(f/'adapter_model.safetensors') for f in folders]
     if why := _unlike(folders, weights): raise AdapterError(why)
-    first, *others = [_record(f, '') for f in folders]
+    backbone = _config(folders[0])['base_model_name_or_path']
+    first, *others = [_record(f, backbone) for f in folders]
     shared = {k: v for k, v in first.recipe.items() if all(r.recipe.get(k) == v for r in others)}
     record = Record(backbone=first.backbone, quantization=first.quantization, adapter=first.adapter, recipe=shared,
                     average_of=[f'{f.parent.name}/{f.name}' for f in folders])

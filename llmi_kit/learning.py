@@ -192,7 +192,8 @@ def ablation_table(
 def ablation_figure(found: pd.DataFrame, title: str = '') -> Figure:
     "What `ablation_table` says, one panel an ablated run."
     names = list(dict.fromkeys(found['run']))
-    fig, axes = plt.subplots(1, len(names), figsize=(3.6*len(names) + 1, 2.8), layout='constrained', sharey=True, squeeze=False)
+    size = 3.6*len(names) + 1, 2.8
+    fig, axes = plt.subplots(1, len(names), figsize=size, layout='constrained', sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes[0], names, strict=True):
         part = found[found['run'] == name].iloc[::-1]
         reach = np.abs([part['difference'] - part['low'], part['high'] - part['difference']])

@@ -257,6 +257,13 @@ def test_the_average_is_nearer_to_what_trainings_agree_on(adapter, backbone, tmp
     assert record.average_of == [f"seed-{s}/adapter" for s in range(8)] and "average of" in (mean/"README.md").read_text()
 
 
+def test_the_average_of_adapters_without_a_record_names_their_backbone(adapter, tmp_path, monkeypatch):
+    others = [moved(adapter, tmp_path/name, .003, s) for s, name in enumerate("ab")]
+    for f in others: (f/"record.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert Record.model_validate_json((average(others, tmp_path/"mean")/"record.json").read_text()).backbone == "tiny-llama"
+
+
 def test_adapters_without_an_average_are_refused(adapter, backbone, tmp_path):
     other = save_adapter(lora(backbone, seed=2), tmp_path/"other", dict(backbone=backbone))
     wide = save_adapter(lora(backbone, r=8), tmp_path/"wide", dict(backbone=backbone))
