@@ -200,6 +200,7 @@ def ablation_figure(found: pd.DataFrame, title: str = '') -> Figure:
         ax.errorbar(part['difference'], range(len(part)), xerr=reach, fmt='o', color='black', capsize=3)
         ax.axvline(0, color='gray', lw=.8)
         ax.set(title=name, yticks=range(len(part)), yticklabels=part['measure'], xlabel='more (less) than the whole reward')
+        ax.locator_params(axis='x', nbins=5)
     fig.suptitle(title)
     return fig
 
