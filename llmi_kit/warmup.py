@@ -48,13 +48,14 @@ def batches(
     seed: int,
     window: int = 8,    # batches sorted by length together
 ) -> Iterator[list[Pair]]:
-    "Endless batches of answers of like length, so that little is padded; every pass has its own order."
-    rng, length = random.Random(seed), lambda k: len(pairs[k][0]) + len(pairs[k][1])
+    "Endless batches of answers of like length, so that little is padded; every pass has its own order. Raises ValueError: nothing to learn from."
+    if not pairs: raise ValueError('there are no answers to learn from')
+    rng, length, span = random.Random(seed), lambda k: len(pairs[k][0]) + len(pairs[k][1]), min(size*window, len(pairs))
     while True:
         order = rng.sample(range(len(pairs)), len(pairs))
         chunks = []
-        for i in range(0, len(order) - size*window + 1, size*window):
-            part = sorted(order[i:i + size*window], key=length)
+        for i in range(0, len(order) - span + 1, span):
+            part = sorted(order[i:i + span], key=length)
             part = [part[j:j + size] for j in range(0, len(part), size)]
             rng.shuffle(part)
             chunks += part

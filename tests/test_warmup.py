@@ -118,6 +118,14 @@ def test_batches_cover_all_and_repeat_with_the_seed():
     assert first(0) == first(0) != first(1)
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("n", [1, 5, 15])
+def test_fewer_answers_than_a_window_make_batches_too(n):
+    found = [b for b, _ in zip(batches([([i], [i]) for i in range(n)], 4, 0, window=4), range(2*-(-n//4)), strict=False)]
+    assert sorted(q[0] for b in found for q, _ in b) == sorted([*range(n)]*2) and max(map(len, found)) == min(n, 4)
+    with pytest.raises(ValueError, match="no answers to learn from"): next(batches([], 4, 0))
+
+
 def test_training_lowers_the_loss_and_repeats(backbone):
     model, tokenizer = backbone
     rows = sorted(make_rows(60), key=lambda r: len(r.prompt + r.answer))[:16]
