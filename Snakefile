@@ -16,11 +16,12 @@ SCALES = {
     "full": dict(seeds="3 4 5", ablations=ABLATIONS),
     "quick": dict(seeds="3", ablations=[], warmup=dict(steps=30, heldout=30), grpo=dict(start_steps=24, steps=4, heldout=30),
                   scaling=dict(questions=8, calibration=8, n=8), evaluate=dict(limit=40)),
-    "smoke": dict(seeds="3", ablations=[], warmup=dict(rows=80, steps=2, heldout=4),
+    "smoke": dict(seeds="3", ablations=[], warmup=dict(rows=80, steps=2, heldout=4, longest=48),
                   grpo=dict(start_steps=2, steps=1, prompts=5, answers=2, learned=0, max_tokens=48, heldout=5, longest=48),
                   scaling=dict(questions=2, calibration=2, n=2, keep=1), evaluate=dict(limit=3, n=2, longest=48)),
 }
 if SCALE not in SCALES: raise WorkflowError(f"there is no scale '{SCALE}': choose {', '.join(SCALES)}")
+CORES = 1 if SCALE == "smoke" else 2    # of a rule that trains or measures: when there is this little to compute, two go side by side
 SEEDS = str(config.get("seeds", SCALES[SCALE]["seeds"])).split()
 PLACE = PROFILE if SCALE == "full" else f"{PROFILE}-{SCALE}"
 ROOT = Path(workflow.basedir)
@@ -120,7 +121,7 @@ rule warmup:
         executed="results/{place}/notebooks/warmup.ipynb",
     log:
         "results/{place}/logs/warmup.log",
-    threads: 2
+    threads: CORES
     params:
         words=lambda w: words("warmup", out=f"../../results/{w.place}/warmup"),
     shell:
@@ -138,7 +139,7 @@ rule grpo:
         executed="results/{place}/notebooks/grpo-{run}.ipynb",
     log:
         "results/{place}/logs/grpo-{run}.log",
-    threads: 2
+    threads: CORES
     params:
         words=words_of_run,
     shell:
@@ -157,7 +158,7 @@ rule average:
         executed="results/{place}/notebooks/average.ipynb",
     log:
         "results/{place}/logs/average.log",
-    threads: 2
+    threads: CORES
     params:
         words=lambda w: words("average", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../results/{w.place}/grpo/mean"),
     shell:
@@ -173,7 +174,7 @@ rule learning:
         executed="results/{place}/notebooks/learning.ipynb",
     log:
         "results/{place}/logs/learning.log",
-    threads: 2
+    threads: CORES
     params:
         words=lambda w: words("learning", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../figures/{w.place}", scale=SCALE,
                               mean=bool(AVERAGED), **({} if SCALES[SCALE]["ablations"] else dict(without="", reference=False))),
@@ -191,7 +192,7 @@ rule scaling:
         executed="results/{place}/notebooks/scaling.ipynb",
     log:
         "results/{place}/logs/scaling.log",
-    threads: 2
+    threads: CORES
     params:
         words=lambda w: words("scaling", out=f"../../results/{w.place}/scaling", figures=f"../../figures/{w.place}", scale=SCALE),
     shell:
@@ -210,7 +211,7 @@ rule evaluate:
         executed="results/{place}/notebooks/evaluate.ipynb",
     log:
         "results/{place}/logs/evaluate.log",
-    threads: 2
+    threads: CORES
     params:
         words=lambda w: words("evaluate", out=f"../../results/{w.place}/evaluate", figures=f"../../figures/{w.place}", scale=SCALE,
                               long=f"../../results/{w.place}/warmup", **{k: f"../../results/{w.place}/grpo/seed-{SEEDS[0]}/{v}"

@@ -159,7 +159,8 @@ def systems_table(
             line |= dict(gain=c.difference.value, gain_low=c.difference.low, gain_high=c.difference.high, p=c.p)
         lines.append(line)
         if not baseline: last = scores
-    return pd.DataFrame(lines).set_index('system')
+    table = pd.DataFrame(lines).set_index('system')
+    return table.astype({column: float for column in table if column != 'questions'})     # what nobody has a value of is NaN, too
 
 # %% ../nbs/24_leaderboard.ipynb #baafc027
 def systems_figure(

@@ -235,6 +235,15 @@ def test_each_system_is_compared_with_the_one_before_it(tmp_path):
     assert len(leaderboard.systems_figure(systems, ["criteria", "recall"]).axes) == 2
 
 
+def test_a_measure_that_no_system_has_leaves_its_panel_empty(tmp_path):
+    scores = leaderboard.scores_of(two(tmp_path)[0])
+    scores["fixed", "recall"] = scores["fixed", "recall"]._replace(values=[None]*len(scores["fixed", "recall"].values))
+    table = leaderboard.systems_table({"poor": scores, "again": scores}, "recall")
+    assert table.drop(columns="questions").isna().all(axis=None)
+    fig = leaderboard.systems_figure({"poor": scores, "again": scores}, ["criteria", "recall"])
+    assert [math.isfinite(ax.containers[0][0].get_xdata()[0]) for ax in fig.axes] == [True, False]
+
+
 def test_scores_come_back_from_a_record(tmp_path):
     scores = leaderboard.scores_of(two(tmp_path)[0])
     samples = {q: {m: scores["fixed", m].values[i] for m in ("criteria", "recall")} for i, q in enumerate(scores["fixed", "recall"].questions)}
