@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+RUN    := $(BIN)/snakemake --quiet all --nolock --rerun-incomplete
 READY  := $(VENV)/.llmi-ready
 PROFILE ?= cpu
 SCALE   ?= full
@@ -35,11 +36,11 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 demo: setup
-	@$(BIN)/snakemake --quiet all --cores 2 --config profile=$(PROFILE) -- demo
+	@$(RUN) --cores 2 --config profile=$(PROFILE) -- demo
 	@cat results/$(PROFILE)/demo/summary.txt
 
 figures: setup
-	@$(BIN)/snakemake --quiet all --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE) scale=$(SCALE) -- figures
+	@$(RUN) --cores $(CORES) --config profile=$(PROFILE) scale=$(SCALE) -- figures
 
 docs: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]' --no-build-isolation

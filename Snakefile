@@ -1,7 +1,8 @@
 # The pipeline: each notebook is a rule. What a result depends on is an input: the notebook, its data, the settings, the package.
-#   snakemake --cores 2 -- figures                            everything: hours on two cores, not timed yet
-#   snakemake --cores 2 --config scale=quick -- figures       one seed, fewer steps and questions
-#   snakemake --cores 2 --config profile=gpu24 -- figures     another profile of settings.ini
+#   make figures                 everything: hours on two cores, not timed yet
+#   make figures SCALE=quick     one seed, fewer steps and questions
+#   make figures PROFILE=gpu24   another profile of settings.ini
+# which runs `snakemake --cores 2 --nolock --rerun-incomplete --config profile=cpu scale=full -- figures`.
 # Executed notebooks, logs and run records land in results/PLACE/, figures in figures/PLACE/. PLACE is the profile, with the scale
 # behind it unless that is full: a small run never takes the place of a whole one.
 from pathlib import Path
@@ -31,6 +32,21 @@ PACKAGE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "llmi_kit").rglob("*"
 wildcard_constraints:
     place=r"[a-z0-9]+(-(quick|smoke))?",
     run=r"seed-\d+(-without-(count|text|pictures)|-reference)?",
+
+
+# One run at a time in this folder. Snakemake's own lock is a file, which a killed run leaves behind; this one ends with those who hold it. As
+# standard input the notebooks hold it, too: they may outlive what began them.
+onstart:
+    import fcntl, os
+    holder = open(".snakemake/run", "a+")
+    try: fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder.seek(0)
+        raise SystemExit(f"process {holder.read()}, or a notebook that it began, still works here: wait for its end or stop it, then run this again") from None
+    holder.truncate(0)
+    holder.write(str(os.getpid()))
+    holder.flush()
+    os.dup2(holder.fileno(), 0)
 
 
 # A run that was stopped goes on: its folder isn't an output, and what it holds stays.

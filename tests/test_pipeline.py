@@ -3,8 +3,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,26 @@ def test_only_what_is_stale_reruns(copy):
         (copy/'results'/'cpu'/'demo'/'summary.txt').write_text('made')
         for name in ('demo/record.json', 'notebooks/generate.ipynb'): os.utime(copy/'results'/'cpu'/name)
         assert not dry(copy)
+
+
+@pytest.mark.timeout(400)
+def test_killed_it_goes_on_and_never_beside_what_it_left_behind(copy):
+    questions = copy/'llmi_kit'/'assets'/'demo'/'questions.jsonl'
+    questions.write_text(questions.read_text().splitlines()[0] + '\n')
+    command = [BIN/'snakemake', '--quiet', 'all', '--cores', '1', '--nolock', '--rerun-incomplete', '--', 'demo']
+    how = dict(cwd=copy, env=os.environ | {'PATH': f"{BIN}:{os.environ['PATH']}", 'PYTHONPATH': str(copy)})
+    run = lambda: subprocess.run(command, capture_output=True, text=True, timeout=200, **how)
+    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how)
+    try:
+        log = copy/'results'/'cpu'/'logs'/'generate.log'
+        while not (log.exists() and log.read_text()): assert first.poll() is None; time.sleep(.2)
+        first.kill(); first.wait()
+        refused = run()     # papermill is alive
+        assert refused.returncode and f'process {first.pid}, or a notebook that it began, still works here' in refused.stderr, refused.stderr
+        assert 'Traceback' not in refused.stderr
+    finally: os.killpg(first.pid, signal.SIGKILL)
+    done = run()
+    assert done.returncode == 0 and (copy/'results'/'cpu'/'demo'/'summary.txt').read_text(), done.stderr
 
 
 def planned(*words):
