@@ -41,6 +41,7 @@ demo: setup
 
 figures: setup
 	@$(RUN) --cores $(CORES) --config profile=$(PROFILE) scale=$(SCALE) -- figures
+	@cat results/$(PROFILE)$(if $(filter full,$(SCALE)),,-$(SCALE))/summary.txt
 
 docs: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]' --no-build-isolation

@@ -84,9 +84,28 @@ FIGURES = ["data-mix", "gallery", "systems", "tools", "failures", "learning", "l
 AVERAGED = ["mean"] if len(SEEDS) > 1 else []
 RUNS = [f"seed-{s}" for s in SEEDS] + AVERAGED + [f"seed-{SEEDS[0]}-{a}" for a in SCALES[SCALE]["ablations"]]
 
+STEPS = ["warmup", *(f"grpo-{run}" for run in RUNS if run not in AVERAGED), *(["average"] if AVERAGED else []), "learning", "scaling", "evaluate", "figures"]
+
 rule figures:
     input:
         f"figures/{PLACE}/README.md",
+        f"results/{PLACE}/summary.txt",
+
+
+# What each step was told and took, where, with which versions, and what it cost.
+rule record:
+    input:
+        notebooks=expand("results/{{place}}/notebooks/{step}.ipynb", step=STEPS),
+        captions="figures/{place}/README.md",
+    output:
+        record="results/{place}/record.json",
+        summary="results/{place}/summary.txt",
+    run:
+        import json
+        from llmi_kit.provenance import run_record, took
+        steps = {Path(file).stem: run_record(file) for file in input.notebooks}
+        Path(output.record).write_text(json.dumps(dict(profile=PROFILE, scale=SCALE, steps=steps), indent=1) + "\n")
+        Path(output.summary).write_text(f"{took(steps)}\n\nThe figures, with captions: {input.captions}. What each step was told and took: {output.record}.\n")
 
 
 # Draws all figures from the records that the other rules leave.

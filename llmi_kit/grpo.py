@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SMALL', 'FLIGHTS', 'GSPO_CLIP', 'row_json', 'dataset_of', 'kind_of', 'balanced', 'contributions', 'Rollout',
-           'small_copy', 'Rewards', 'measures', 'Part', 'Recipe', 'trl_config', 'in_single_precision', 'with_lora',
-           'policy', 'processes', 'share', 'trainer_of']
+           'small_copy', 'Rewards', 'paid', 'measures', 'Part', 'Recipe', 'trl_config', 'in_single_precision',
+           'with_lora', 'policy', 'processes', 'share', 'trainer_of']
 
 # %% ../nbs/14_grpo.ipynb #8b390436
 import asyncio, base64, io, json, os, random
@@ -132,6 +132,12 @@ async def of(self: Rewards, answer: str, info: str) -> Rollout:
     if (answer, info) not in self.flights: self.flights[answer, info] = asyncio.create_task(self.rollout(answer, info))
     while len(self.flights) > FLIGHTS: self.flights.pop(next(iter(self.flights)))
     return await self.flights[answer, info]
+
+# %% ../nbs/14_grpo.ipynb #0f285614
+def paid(store: Store) -> float:
+    "USD that tools and judges cost for all answers in a store of rewards, whenever that was."
+    texts = (store.get(key) for key in store.disk if not key.startswith('flight:'))
+    return sum(Rollout.model_validate_json(text).reward.cost for text in texts if text is not None)
 
 # %% ../nbs/14_grpo.ipynb #60c83c8d
 def measures(reward: Reward) -> dict[str, float]:

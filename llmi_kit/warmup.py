@@ -48,9 +48,12 @@ def batches(
     seed: int,
     window: int = 8,    # batches sorted by length together
 ) -> Iterator[list[Pair]]:
-    "Endless batches of answers of like length, so that little is padded; every pass has its own order. Raises ValueError: nothing to learn from."
+    """Endless batches of answers of like length, so that little is padded; every pass has its own order.
+
+    Raises ValueError without answers."""
     if not pairs: raise ValueError('there are no answers to learn from')
-    rng, length, span = random.Random(seed), lambda k: len(pairs[k][0]) + len(pairs[k][1]), min(size*window, len(pairs))
+    rng, length = random.Random(seed), lambda k: len(pairs[k][0]) + len(pairs[k][1])
+    span = min(size*window, len(pairs))
     while True:
         order = rng.sample(range(len(pairs)), len(pairs))
         chunks = []

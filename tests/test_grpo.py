@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from llmi_kit.config import Store
-from llmi_kit.grpo import PARTS, Part, Recipe, Rewards, contributions, dataset_of, policy, row_json, small_copy, trainer_of, trl_config
+from llmi_kit.grpo import PARTS, Part, Recipe, Rewards, contributions, dataset_of, paid, policy, row_json, small_copy, trainer_of, trl_config
 from llmi_kit.grpo_run import RunFolder, TrainingError, train
 from llmi_kit.picture import Failure, Origin, Picture
 from llmi_kit.prompts import embedded_rows
@@ -178,6 +178,14 @@ async def test_an_answer_is_scored_once_for_all_parts_and_runs(tmp_path):
     again = Rewards(scorer, Store(tmp_path))
     assert await again.of("an answer", info) == await rewards.of("an answer", info) and scorer.calls == 2
     assert (await again.of("an answer", row_json(ROWS[1]))) and scorer.calls == 3     # of another question
+
+
+async def test_what_answers_cost_is_added_up(tmp_path):
+    priced = Fixed(lambda answer: Reward(value=1., count=1, text=1, pictures=1, cost=.25 if answer == "an answer" else .5))
+    rewards = Rewards(priced, Store(tmp_path))
+    for answer in ("an answer", "another", "an answer"): await rewards.of(answer, row_json(ROWS[0]))
+    rewards.store.disk.set("flight:x", "somewhere:1:2")
+    assert paid(rewards.store) == .75
 
 
 async def test_a_missing_reward_is_asked_for_again_in_the_next_run(tmp_path):
