@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-RUN    := $(BIN)/snakemake --quiet all --nolock --rerun-incomplete
+# Steps that need a GPU go one after the other; on a cluster (docs/clusters.md) each has its own.
+RUN    := $(BIN)/snakemake --quiet all --nolock --rerun-incomplete --resources gpu=1
 READY  := $(VENV)/.llmi-ready
 PROFILE ?= cpu
 SCALE   ?= full

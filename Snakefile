@@ -5,6 +5,7 @@
 # which runs `snakemake --cores 2 --nolock --rerun-incomplete --config profile=cpu scale=full -- figures`.
 # Executed notebooks, logs and run records land in results/PLACE/, figures in figures/PLACE/. PLACE is the profile, with the scale
 # behind it unless that is full: a small run never takes the place of a whole one.
+import re
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -25,12 +26,14 @@ if SCALE not in SCALES: raise WorkflowError(f"there is no scale '{SCALE}': choos
 CORES = 1 if SCALE == "smoke" else 2    # of a rule that trains or measures: when there is this little to compute, two go side by side
 SEEDS = str(config.get("seeds", SCALES[SCALE]["seeds"])).split()
 PLACE = PROFILE if SCALE == "full" else f"{PROFILE}-{SCALE}"
+GPUS = int(config.get("gpus", PROFILE.startswith("gpu")))       # of a step that loads the profile's models
+GPU = dict(gpu=GPUS, gpu_manufacturer="nvidia") if GPUS else {}
 ROOT = Path(workflow.basedir)
 PACKAGE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "llmi_kit").rglob("*")
                  if p.is_file() and p.suffix in {".py", ".json", ".jsonl", ".safetensors", ".css", ".html"})
 
 wildcard_constraints:
-    place=r"[a-z0-9]+(-(quick|smoke))?",
+    place=f"{re.escape(PROFILE)}|{re.escape(PLACE)}",
     run=r"seed-\d+(-without-(count|text|pictures)|-reference)?",
 
 
@@ -138,6 +141,7 @@ rule generate:
         executed="results/{place}/notebooks/generate.ipynb",
     log:
         "results/{place}/logs/generate.log",
+    resources: **GPU
     params:
         words=lambda w: words("generate", questions="../../llmi_kit/assets/demo/questions.jsonl", out=f"../../results/{w.place}/demo"),
     shell:
@@ -175,6 +179,7 @@ rule grpo:
     log:
         "results/{place}/logs/grpo-{run}.log",
     threads: CORES
+    resources: **GPU
     params:
         words=words_of_run,
     shell:
@@ -194,6 +199,7 @@ rule average:
     log:
         "results/{place}/logs/average.log",
     threads: CORES
+    resources: **GPU
     params:
         words=lambda w: words("average", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../results/{w.place}/grpo/mean"),
     shell:
@@ -228,6 +234,7 @@ rule scaling:
     log:
         "results/{place}/logs/scaling.log",
     threads: CORES
+    resources: **GPU
     params:
         words=lambda w: words("scaling", out=f"../../results/{w.place}/scaling", figures=f"../../figures/{w.place}", scale=SCALE),
     shell:
@@ -247,6 +254,7 @@ rule evaluate:
     log:
         "results/{place}/logs/evaluate.log",
     threads: CORES
+    resources: **GPU
     params:
         words=lambda w: words("evaluate", out=f"../../results/{w.place}/evaluate", figures=f"../../figures/{w.place}", scale=SCALE,
                               long=f"../../results/{w.place}/warmup", **{k: f"../../results/{w.place}/grpo/seed-{SEEDS[0]}/{v}"

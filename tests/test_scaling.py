@@ -14,8 +14,10 @@ from hypothesis import given, settings, strategies as st
 from judge_server import judge_server, said
 from PIL import Image
 from screenshot import ARGS, CHROMIUM
+from typer.testing import CliRunner
 
 from llmi_kit.chat import Chat, Completion, Message, ServerChat
+from llmi_kit.cli import app
 from llmi_kit.config import Store, load_profile
 from llmi_kit.data import row_of
 from llmi_kit.document import parse
@@ -516,8 +518,8 @@ def test_a_price_stops_the_command_early(tmp_path):
 
 @pytest.mark.parametrize('words, says', [(['--tokens', '0'], 'tokens'), (['--price', '-1'], 'price'), (['--seconds', '-1'], 'seconds'), (['--input', 'nowhere.png'], 'nowhere.png')])
 def test_mistakes_are_one_sentence(tmp_path, words, says):
-    done = subprocess.run([LLMI, 'scale', 'Why?', '--out', tmp_path/'out', *words], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr and not (tmp_path/'out').exists()
+    done = CliRunner().invoke(app, ['scale', 'Why?', '--out', str(tmp_path/'out'), *words])
+    assert done.exit_code == 2 and says in done.stderr and 'Traceback' not in done.stderr and not (tmp_path/'out').exists()
 
 
 # The page
