@@ -16,7 +16,7 @@ ABLATIONS = ["without-count", "without-text", "without-pictures", "reference"]  
 # seeds and ablations, and what each notebook is told; the defaults in the notebooks are those of the full scale
 SCALES = {
     "full": dict(seeds="3 4 5", ablations=ABLATIONS),
-    "quick": dict(seeds="3", ablations=[], warmup=dict(steps=30, heldout=30), grpo=dict(start_steps=24, steps=4, heldout=30),
+    "quick": dict(seeds="3", ablations=[], warmup=dict(steps=30, heldout=30), grpo=dict(steps=4, heldout=30),
                   scaling=dict(questions=8, calibration=8, n=8), evaluate=dict(limit=40)),
     "smoke": dict(seeds="3", ablations=[], warmup=dict(rows=80, steps=2, heldout=4, longest=48),
                   grpo=dict(start_steps=2, steps=1, prompts=5, answers=2, learned=0, max_tokens=48, heldout=5, longest=48),

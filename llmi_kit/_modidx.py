@@ -2419,6 +2419,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'llmi_kit/tools/photos.py'),
                                        'llmi_kit.tools.photos.Embedder._encode': ( 'photos.html#embedder._encode',
                                                                                    'llmi_kit/tools/photos.py'),
+                                       'llmi_kit.tools.photos.Embedder._kept': ('photos.html#embedder._kept', 'llmi_kit/tools/photos.py'),
                                        'llmi_kit.tools.photos.Embedder.store': ('photos.html#embedder.store', 'llmi_kit/tools/photos.py'),
                                        'llmi_kit.tools.photos.Index': ('photos.html#index', 'llmi_kit/tools/photos.py'),
                                        'llmi_kit.tools.photos.Index.__call__': ('photos.html#index.__call__', 'llmi_kit/tools/photos.py'),

@@ -5,7 +5,7 @@ __all__ = ['LOADING', 'CLOCK', 'LEASE', 'Settings', 'Profile', 'SettingsError', 
            'asset', 'derive_seed', 'off_the_clock', 'cache_key', 'PlainDisk', 'Store', 'once']
 
 # %% ../nbs/00_config.ipynb #1fdf1cd1
-import asyncio, hashlib, json, os, random, socket, threading, time
+import asyncio, hashlib, json, os, random, socket, sqlite3, threading, time
 from configparser import ConfigParser, Error as IniError
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -81,7 +81,7 @@ class Profile(Settings):
 
 # %% ../nbs/00_config.ipynb #cad77cf4
 class SettingsError(ValueError):
-    "settings.ini can't be used as it stands; the message says which line and what to write."
+    "A setting, or a folder that one names, can't be used as it stands; the message says which and what to do."
 
 # %% ../nbs/00_config.ipynb #23c61c20
 def settings_file() -> Path | None:
@@ -122,7 +122,8 @@ def load_profile(
 def cache_dir() -> Path:
     "Where converted models and cached answers live: `$LLMI_CACHE`, else `~/.cache/llmi_kit`. Made if missing."
     folder = Path(os.environ.get('LLMI_CACHE') or Path.home()/'.cache'/'llmi_kit').expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise SettingsError(f'the cache can not be in {folder} ({e.strerror}): set LLMI_CACHE to a folder that can be written to') from None
     return folder
 
 def asset(name: str) -> Path:
@@ -170,14 +171,15 @@ class PlainDisk(diskcache.Disk):
 
 # %% ../nbs/00_config.ipynb #bd2f3a38
 class Store:
-    "Text and bytes on disk, shared by threads and processes."
+    "Text and bytes on disk, shared by threads and processes. Raises SettingsError if the folder can't be used."
     def __init__(self,
         folder: str | Path,         # made if missing
         size_mb: int = 4096,        # the least recently used entries go when it is full
     ):
         self.folder = Path(folder)
-        self.disk = diskcache.Cache(self.folder, disk=PlainDisk, size_limit=size_mb << 20, timeout=60,
-                                    eviction_policy='least-recently-used')
+        try: self.disk = diskcache.Cache(self.folder, disk=PlainDisk, size_limit=size_mb << 20, timeout=60, eviction_policy='least-recently-used')
+        except (OSError, sqlite3.Error, diskcache.Timeout) as e:
+            raise SettingsError(f'the answers kept in {self.folder} can not be opened ({e}): move that folder away, and it is made anew') from None
 
     def get(self, key: str) -> str | bytes | None:
         "The value, or None."

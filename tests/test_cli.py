@@ -44,6 +44,16 @@ def mistake(*words, **env):
     return done.exit_code, done.stderr.strip()
 
 
+def test_a_cache_that_can_not_be_used_is_a_sentence(tmp_path):
+    (tmp_path/'answer.md').write_text(ANSWER)
+    (tmp_path/'file').write_text('')
+    (tmp_path/'broken'/'tools').mkdir(parents=True)
+    (tmp_path/'broken'/'tools'/'cache.db').write_text('no database, whatever its name says')
+    for cache, says in (('file', f'the cache can not be in {tmp_path}/file (File exists): set LLMI_CACHE'), ('broken', 'move that folder away')):
+        code, said = mistake('render', tmp_path/'answer.md', '--out', tmp_path/'r', LLMI_CACHE=str(tmp_path/cache))
+        assert code == 2 and says in said and len(said.splitlines()) == 1 and not (tmp_path/'r').exists(), said
+
+
 @pytest.mark.timeout(600)
 def test_render_makes_the_pictures_and_lists_what_failed(tmp_path, picture):
     (tmp_path/'answer.md').write_text(ANSWER)

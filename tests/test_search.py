@@ -1,5 +1,5 @@
 "The search tool: photographs on this machine, three services against recorded answers over real HTTP, and the chain."
-import asyncio, io, json, os, subprocess, sys, time
+import asyncio, io, json, os, resource, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pytest
@@ -72,6 +72,22 @@ def test_no_network_no_noise_and_vectors_kept(tmp_path):
         said.append(run.stdout.strip())
         assert run.stderr == ''
     assert said == ['Chelsea the cat True', 'Chelsea the cat False']
+
+def test_a_full_disk_costs_no_vector(tmp_path):
+    "The kernel refuses every write of this process, as on a full disk; what was kept before is still read."
+    embed = Embedder(Store(tmp_path))
+    embed(['a cat'])
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try: full = embed(['a cat', 'a dog', 'a red car ' * 300])
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert np.allclose(full, embed(['a cat', 'a dog', 'a red car ' * 300]), atol=1e-5)
+
+def test_a_broken_cache_costs_no_vector(tmp_path):
+    (tmp_path/'cache.db').write_bytes(b'no database' * 1000)
+    class Broken(Embedder):
+        store = property(lambda self: Store(tmp_path))
+    assert Broken()(['a cat']).shape == (1, 384)
 
 def test_each_photograph_is_closest_to_its_own_facts(embed):
     found = shipped()

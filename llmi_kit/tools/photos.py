@@ -6,6 +6,7 @@ __all__ = ['MODEL', 'PHRASE', 'THRESHOLD', 'OWN_BYTES', 'OWN_SIDE', 'SHOWN_SIDE'
 
 # %% ../../nbs/03_photos.ipynb #4ea7af16
 import asyncio, functools, importlib.metadata, importlib.util, io, json, threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,9 @@ def encode(
 
 # %% ../../nbs/03_photos.ipynb #aff994c7
 class Embedder:
-    "Texts to unit vectors, (n, 384) float32, with all-MiniLM-L6-v2. Vectors stay on disk; the model loads when one is missing."
+    """Texts to unit vectors, (n, 384) float32, with all-MiniLM-L6-v2. Vectors stay on disk; the model loads when one is missing.
+
+    A full disk or a broken store costs time, and no vector."""
     def __init__(self, store: Store | None = None):    # None: a store in `cache_dir()`
         self.lock, self._store = threading.Lock(), store
 
@@ -65,10 +68,14 @@ class Embedder:
     def __call__(self, texts: list[str]) -> np.ndarray:
         keys = [cache_key(model=MODEL, version=importlib.metadata.version(MODEL), text=t) for t in texts]
         with self.lock:
-            kept = {k: self.store.get(k) for k in keys}
+            kept = {k: self._kept(k) for k in keys}
             missing = {k: t for k, t in zip(keys, texts, strict=True) if kept[k] is None}
             if missing: kept |= self._encode(missing)
         return np.stack([np.frombuffer(kept[k], np.float32) for k in keys])
+
+    def _kept(self, key):
+        try: return self.store.get(key)
+        except Exception: return None
 
     def _encode(self, texts):
         keys, made = sorted(texts, key=lambda k: len(texts[k])), {}     # like lengths together: little padding
@@ -76,7 +83,7 @@ class Embedder:
             part = keys[i:i+32]
             for k, v in zip(part, encode([texts[k] for k in part]), strict=True):
                 made[k] = v.tobytes()
-                self.store.set(k, made[k])
+                with suppress(Exception): self.store.set(k, made[k])
         return made
 
 # %% ../../nbs/03_photos.ipynb #a0ecc5d2
