@@ -123,7 +123,8 @@ def cache_dir() -> Path:
     "Where converted models and cached answers live: `$LLMI_CACHE`, else `~/.cache/llmi_kit`. Made if missing."
     folder = Path(os.environ.get('LLMI_CACHE') or Path.home()/'.cache'/'llmi_kit').expanduser()
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise SettingsError(f'the cache can not be in {folder} ({e.strerror}): set LLMI_CACHE to a folder that can be written to') from None
+    except OSError as e:
+        raise SettingsError(f'the cache can not be in {folder} ({e.strerror}): set LLMI_CACHE to a folder that can be written to') from None
     return folder
 
 def asset(name: str) -> Path:
@@ -177,9 +178,10 @@ class Store:
         size_mb: int = 4096,        # the least recently used entries go when it is full
     ):
         self.folder = Path(folder)
-        try: self.disk = diskcache.Cache(self.folder, disk=PlainDisk, size_limit=size_mb << 20, timeout=60, eviction_policy='least-recently-used')
+        how = dict(disk=PlainDisk, size_limit=size_mb << 20, timeout=60, eviction_policy='least-recently-used')
+        try: self.disk = diskcache.Cache(self.folder, **how)
         except (OSError, sqlite3.Error, diskcache.Timeout) as e:
-            raise SettingsError(f'the answers kept in {self.folder} can not be opened ({e}): move that folder away, and it is made anew') from None
+            raise SettingsError(f'what is kept in {self.folder} can not be opened ({e}): move it away, and it is made anew') from None
 
     def get(self, key: str) -> str | bytes | None:
         "The value, or None."

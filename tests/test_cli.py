@@ -49,7 +49,7 @@ def test_a_cache_that_can_not_be_used_is_a_sentence(tmp_path):
     (tmp_path/'file').write_text('')
     (tmp_path/'broken'/'tools').mkdir(parents=True)
     (tmp_path/'broken'/'tools'/'cache.db').write_text('no database, whatever its name says')
-    for cache, says in (('file', f'the cache can not be in {tmp_path}/file (File exists): set LLMI_CACHE'), ('broken', 'move that folder away')):
+    for cache, says in (('file', f'the cache can not be in {tmp_path}/file (File exists): set LLMI_CACHE'), ('broken', 'move it away')):
         code, said = mistake('render', tmp_path/'answer.md', '--out', tmp_path/'r', LLMI_CACHE=str(tmp_path/cache))
         assert code == 2 and says in said and len(said.splitlines()) == 1 and not (tmp_path/'r').exists(), said
 
