@@ -153,8 +153,8 @@ def quality_figure(studies: list[Studied], title: str = '') -> Figure:
         ax.minorticks_off()
     axes[0].set(xticks=numbers, xticklabels=numbers, ylabel='reward')
     axes[1].set(xticks=[n*each for n in numbers], xticklabels=[f'{n*each:,.0f}' for n in numbers])
-    bar(axes[1], all_tokens, last, fmt='D', color='#d55e00')
-    axes[1].annotate('all stages', (all_tokens, last.value), (-8, 8), textcoords='offset points', ha='right')
+    bar(axes[1], all_tokens, last, fmt='D', color='#d55e00', label='all stages')
+    axes[1].legend(loc='lower right')
     fig.suptitle(title)
     return fig
 
