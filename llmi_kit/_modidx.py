@@ -116,6 +116,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmi_kit.backbone._mend': ('backbone.html#_mend', 'llmi_kit/backbone.py'),
                                    'llmi_kit.backbone._own_distribution': ('backbone.html#_own_distribution', 'llmi_kit/backbone.py'),
                                    'llmi_kit.backbone._place': ('backbone.html#_place', 'llmi_kit/backbone.py'),
+                                   'llmi_kit.backbone._plain': ('backbone.html#_plain', 'llmi_kit/backbone.py'),
                                    'llmi_kit.backbone._sees': ('backbone.html#_sees', 'llmi_kit/backbone.py'),
                                    'llmi_kit.backbone._weights': ('backbone.html#_weights', 'llmi_kit/backbone.py'),
                                    'llmi_kit.backbone._with_adapter': ('backbone.html#_with_adapter', 'llmi_kit/backbone.py'),

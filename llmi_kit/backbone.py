@@ -96,6 +96,12 @@ def _weights(quantization, dtype):
         load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True))
 
 # %% ../nbs/07_backbone.ipynb #54209dfa
+def _plain(model):
+    """On processors with bfloat16, bitsandbytes 0.50 packs NF4 weights at the first answer, for a product without a gradient: what is trained after it
+    would learn from wrong ones, without a word."""
+    for layer in model.modules():
+        if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
+
 def _sees(config):
     "Does this architecture take images?"
     return type(config) in AutoModelForImageTextToText._model_mapping.keys()
@@ -127,6 +133,7 @@ def load(
         with LOADING, quiet():
             sees = _sees(AutoConfig.from_pretrained(place, **offline))
             model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(place, **kwargs)
+            _plain(model)
             words = (AutoProcessor if sees else AutoTokenizer).from_pretrained(place, **offline)
             _left(words)
             return (_with_adapter(model, adapter) if adapter else model).eval(), words

@@ -71,6 +71,20 @@ def test_missing_knows_without_loading(tmp_path):
     if adapter_folder('embedded') is None: assert 'adapter' in missing('embedded', adapter='embedded')
 
 
+def test_nf4_has_the_same_gradient_after_it_has_written():
+    "On some processors bitsandbytes would pack the weights at the first answer, for a product without a gradient."
+    model, tokenizer = load_embedded(quantization='nf4')
+    ids = tokenizer('The cat sat on the mat.', return_tensors='pt').input_ids
+    first = model.get_input_embeddings().weight.requires_grad_()
+    def learned():
+        first.grad = None
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        return first.grad.float().clone()
+    before = learned()
+    with torch.inference_mode(): model.eval()(input_ids=ids)
+    assert before.abs().max() > 0 and torch.equal(learned(), before)
+
+
 def test_nf4_writes_in_less_memory(embedded):
     model, tokenizer = load_embedded(quantization='nf4')
     assert model.get_memory_footprint() < .5*embedded[0].get_memory_footprint()
