@@ -2666,9 +2666,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmi_kit.writing.Writer.admit': ('writing.html#writer.admit', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.Writer.keep': ('writing.html#writer.keep', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.Writer.step': ('writing.html#writer.step', 'llmi_kit/writing.py'),
+                                  'llmi_kit.writing._trim': ('writing.html#_trim', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing._write': ('writing.html#_write', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.base': ('writing.html#base', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.flows': ('writing.html#flows', 'llmi_kit/writing.py'),
+                                  'llmi_kit.writing.give_back': ('writing.html#give_back', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.shares': ('writing.html#shares', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.threads_of_one': ('writing.html#threads_of_one', 'llmi_kit/writing.py'),
                                   'llmi_kit.writing.write_answers': ('writing.html#write_answers', 'llmi_kit/writing.py')}}}

@@ -97,8 +97,8 @@ def _weights(quantization, dtype):
 
 # %% ../nbs/07_backbone.ipynb #54209dfa
 def _plain(model):
-    """On processors with bfloat16, bitsandbytes 0.50 packs NF4 weights at the first answer, for a product without a gradient: what is trained after it
-    would learn from wrong ones, without a word."""
+    """On processors with bfloat16, bitsandbytes 0.50 packs NF4 weights at the first answer, for a product without a gradient:
+    what is trained after it would learn from wrong ones, without a word."""
     for layer in model.modules():
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
 

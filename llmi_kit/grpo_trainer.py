@@ -22,7 +22,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import is_async_callable
 
 from .grpo_writing import quickly, sampler
-from .writing import base, write_answers
+from .writing import base, give_back, write_answers
 
 # %% ../nbs/14_grpo_trainer.ipynb #5c28e2a3
 class Part(NamedTuple):
@@ -224,6 +224,7 @@ def _get_per_token_logps_and_entropies(self: FastGRPOTrainer, model, input_ids, 
 def _prepare_inputs(self: FastGRPOTrainer, generation_batch):
     "Of TRL: the next micro-batch. Answers to one prompt come together where their order can't change the gradient."
     before, a = self._buffered_inputs, self.args
+    give_back()     # what the last gradient, or the judges, have left
     inputs = super(FastGRPOTrainer, self)._prepare_inputs(generation_batch)
     one_update = a.gradient_accumulation_steps % a.steps_per_generation == 0
     additive = self.loss_type in ('grpo', 'dr_grpo', 'dapo') and a.top_entropy_quantile == 1 and not self._entropy_bonus_enabled
