@@ -1,11 +1,13 @@
 "The fast GRPO step: TRL's gradient, the same answers and rewards, and TRL's own path where ours does not apply."
 import asyncio
 import itertools
+import platform
 import random
 import threading
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import pvariance
 
 import pytest
@@ -19,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from llmi_kit.backbone import embedded_folder, load
 from llmi_kit.grpo_trainer import FastGRPOTrainer, informative, pack, packable, regroup
 from llmi_kit.grpo_writing import sampler
-from llmi_kit.writing import write_answers
+from llmi_kit.writing import give_back, write_answers
 
 KINDS = dict(llama=(LlamaConfig, LlamaForCausalLM), qwen2=(Qwen2Config, Qwen2ForCausalLM), qwen3=(Qwen3Config, Qwen3ForCausalLM),
              gemma=(GemmaConfig, GemmaForCausalLM))
@@ -253,6 +255,25 @@ def test_two_threads_write_half_of_the_answers_each(questions):
         assert torch.get_num_threads() == 2
     assert [told[i] for i in range(16)] == want
     assert len({thread for thread, *_ in who}) == 2 and sorted((half, n) for _, half, n in who) == [(0, 1), (1, 1)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries can't be asked")
+def test_freed_memory_is_given_back():
+    "Blocks below the size that gets pages of its own, freed but for every hundredth, lie between those that live."
+    use = lambda: int(Path("/proc/self/statm").read_text().split()[1])
+    before, blocks = use(), [torch.ones(20_000) for _ in range(4000)]
+    grown = use() - before
+    blocks = blocks[::100]
+    kept = use() - before
+    give_back()
+    assert kept > .5*grown and use() - before < .2*grown
+
+
+def test_writing_and_each_gradient_give_memory_back(make, monkeypatch):
+    given = []
+    for place in ("writing", "grpo_trainer"): monkeypatch.setattr(f"llmi_kit.{place}.give_back", lambda place=place: given.append(place))
+    make(FastGRPOTrainer).train()
+    assert given == ["grpo_trainer", "writing", "grpo_trainer"]      # before the step, after writing, between its two gradients
 
 
 def test_an_error_in_one_thread_ends_the_other(questions):
