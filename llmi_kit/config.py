@@ -5,7 +5,7 @@ __all__ = ['LOADING', 'CLOCK', 'LEASE', 'Settings', 'Profile', 'SettingsError', 
            'asset', 'derive_seed', 'off_the_clock', 'cache_key', 'PlainDisk', 'Store', 'once']
 
 # %% ../nbs/00_config.ipynb #1fdf1cd1
-import asyncio, hashlib, json, logging, os, random, socket, sqlite3, threading, time
+import asyncio, hashlib, json, os, random, socket, sqlite3, threading, time
 from configparser import ConfigParser, Error as IniError
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -138,8 +138,6 @@ def derive_seed(seed: int, *parts) -> int:
 
 # %% ../nbs/00_config.ipynb #7c0de10d
 LOADING = threading.RLock()
-# Where a processor has bfloat16, bitsandbytes says at import that it found no kernel on the model hub: it works without.
-logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)
 
 # %% ../nbs/00_config.ipynb #bb9f0c09
 CLOCK = ContextVar('clock', default=None)   # the `asyncio.timeout` of the call that is under way

@@ -26,10 +26,11 @@ def one(file):
     os._exit(not good)      # what a notebook has left behind, threads or models, ends here
 
 
-def tried(file):
+def tried(file, again=True):
     start, process = time.perf_counter(), FORKS.Process(target=one, args=(file,))
     process.start()
     process.join()
+    if process.exitcode == 255 and again: return tried(file, again=False)   # multiprocessing's word for "I don't know how it ended"
     return file, process.exitcode, time.perf_counter() - start
 
 
