@@ -224,8 +224,8 @@ def _get_per_token_logps_and_entropies(self: FastGRPOTrainer, model, input_ids, 
 def _prepare_inputs(self: FastGRPOTrainer, generation_batch):
     "Of TRL: the next micro-batch. Answers to one prompt come together where their order can't change the gradient."
     before, a = self._buffered_inputs, self.args
-    give_back()     # what the last gradient, or the judges, have left
     inputs = super(FastGRPOTrainer, self)._prepare_inputs(generation_batch)
+    if self._buffered_inputs is not before: give_back()     # what the judges have left
     one_update = a.gradient_accumulation_steps % a.steps_per_generation == 0
     additive = self.loss_type in ('grpo', 'dr_grpo', 'dapo') and a.top_entropy_quantile == 1 and not self._entropy_bonus_enabled
     if self.packs and one_update and additive and self._buffered_inputs is not before:
@@ -245,6 +245,7 @@ def _writes(self: FastGRPOTrainer) -> bool:
 def _generate_single_turn(self: FastGRPOTrainer, prompt_ids, *args, **kwargs):
     "Of TRL: token ids of the answers, and no log-probabilities."
     if not self._writes(): return super(FastGRPOTrainer, self)._generate_single_turn(prompt_ids, *args, **kwargs)
+    give_back()     # what the last gradient has left
     numbers = torch.rand(len(prompt_ids), self.max_completion_length)
     draw = sampler(self.temperature, self.top_k, self.top_p, self.min_p, numbers)
     done = self.early.start if self.early else lambda i, ids: None
