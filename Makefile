@@ -1,7 +1,7 @@
 # make demo   writes illustrated reports for real questions      make test   checks everything
 # make setup  the environment alone                              make doctor what is ready here
 # make lab    JupyterLab at the index                            make readme README.md from nbs/index.ipynb
-# make figures   trains, scales, evaluates and draws: hours on two cores; SCALE=quick does less, SCALE=smoke tries it (6 minutes)
+# make figures   trains, scales, evaluates and draws: hours on two cores; SCALE=quick half an hour to one and a half, SCALE=smoke 6 minutes
 # make docs      the documentation site in _docs/                make release-check   the wheel, tried in an environment of its own
 PYTHON ?= python3
 VENV   ?= .venv

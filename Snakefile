@@ -1,5 +1,5 @@
 # The pipeline: each notebook is a rule. What a result depends on is an input: the notebook, its data, the settings, the package.
-#   make figures                 everything: hours on two cores, not timed yet
+#   make figures                 everything: hours on two cores (docs/profiles.md)
 #   make figures SCALE=quick     one seed, fewer steps and questions
 #   make figures PROFILE=gpu24   another profile of settings.ini
 # which runs `snakemake --cores 2 --nolock --rerun-incomplete --config profile=cpu scale=full -- figures`.

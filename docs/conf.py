@@ -51,9 +51,14 @@ def hidden(cell):
 
 
 def executed():
-    "Pipeline notebooks as they ran, where this machine has run them."
+    "Pipeline notebooks as they ran, or a page that says that none has run here yet: the index has a place for them."
+    shutil.rmtree(HERE/'executed', ignore_errors=True)
+    none = HERE/'executed'/'none'/'yet'/'here.md'
+    none.parent.mkdir(parents=True)
+    none.write_text('# As they ran here\n\nNo pipeline has been run on this machine yet: `make demo` and `make figures` do.\n')
     for ran in sorted((ROOT/'results').glob('*/notebooks/*.ipynb')):
         copy = HERE/'executed'/ran.relative_to(ROOT/'results')
+        none.unlink(missing_ok=True)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ran, copy)
 
