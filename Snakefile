@@ -2,7 +2,7 @@
 #   make figures                 everything: hours on two cores (docs/profiles.md)
 #   make figures SCALE=quick     one seed, fewer steps and questions
 #   make figures PROFILE=gpu24   another profile of settings.ini
-# which runs `snakemake --cores 2 --nolock --rerun-incomplete --config profile=cpu scale=full -- figures`.
+# which runs `snakemake --cores 2 --nolock --rerun-incomplete --resources gpu=1 --config profile=cpu scale=full -- figures`.
 # Executed notebooks, logs and run records land in results/PLACE/, figures in figures/PLACE/. PLACE is the profile, with the scale
 # behind it unless that is full: a small run never takes the place of a whole one.
 import re

@@ -269,11 +269,11 @@ def test_freed_memory_is_given_back():
     assert kept > .5*grown and use() - before < .2*grown
 
 
-def test_writing_and_each_gradient_give_memory_back(make, monkeypatch):
+def test_a_step_gives_memory_back_three_times(make, monkeypatch):
     given = []
     for place in ("writing", "grpo_trainer"): monkeypatch.setattr(f"llmi_kit.{place}.give_back", lambda place=place: given.append(place))
     make(FastGRPOTrainer).train()
-    assert given == ["grpo_trainer", "writing", "grpo_trainer"]      # before the step, after writing, between its two gradients
+    assert given == ["grpo_trainer", "writing", "grpo_trainer"]      # before writing, after it, and when the answers are judged
 
 
 def test_an_error_in_one_thread_ends_the_other(questions):
