@@ -2,6 +2,7 @@
 #   make figures                 everything: hours on two cores (docs/profiles.md)
 #   make figures SCALE=quick     one seed, fewer steps and questions
 #   make figures PROFILE=gpu24   another profile of settings.ini
+# or with other trainings: snakemake ... --config scale=smoke seeds="3 4" ablations="without-text reference" -- figures
 # which runs `snakemake --cores 2 --nolock --rerun-incomplete --resources gpu=1 --config profile=cpu scale=full -- figures`.
 # Executed notebooks, logs and run records land in results/PLACE/, figures in figures/PLACE/. PLACE is the profile, with the scale
 # behind it unless that is full: a small run never takes the place of a whole one.
@@ -25,6 +26,7 @@ SCALES = {
 if SCALE not in SCALES: raise WorkflowError(f"there is no scale '{SCALE}': choose {', '.join(SCALES)}")
 CORES = 1 if SCALE == "smoke" else 2    # of a rule that trains or measures: when there is this little to compute, two go side by side
 SEEDS = str(config.get("seeds", SCALES[SCALE]["seeds"])).split()
+WITHOUT = str(config.get("ablations", " ".join(SCALES[SCALE]["ablations"]))).split()
 PLACE = PROFILE if SCALE == "full" else f"{PROFILE}-{SCALE}"
 GPUS = int(config.get("gpus", PROFILE.startswith("gpu")))       # of a step that loads the profile's models
 GPU = dict(gpu=GPUS, gpu_manufacturer="nvidia") if GPUS else {}
@@ -83,9 +85,9 @@ rule demo:
 
 
 FIGURES = ["data-mix", "gallery", "systems", "tools", "failures", "learning", "learning-held-out", "scaling", "scaling-stages",
-           *(["ablation"] if SCALES[SCALE]["ablations"] else [])]
+           *(["ablation"] if any(a.startswith("without") for a in WITHOUT) else [])]
 AVERAGED = ["mean"] if len(SEEDS) > 1 else []
-RUNS = [f"seed-{s}" for s in SEEDS] + AVERAGED + [f"seed-{SEEDS[0]}-{a}" for a in SCALES[SCALE]["ablations"]]
+RUNS = [f"seed-{s}" for s in SEEDS] + AVERAGED + [f"seed-{SEEDS[0]}-{a}" for a in WITHOUT]
 
 STEPS = ["warmup", *(f"grpo-{run}" for run in RUNS if run not in AVERAGED), *(["average"] if AVERAGED else []), "learning", "scaling", "evaluate", "figures"]
 
@@ -218,7 +220,8 @@ rule learning:
     threads: CORES
     params:
         words=lambda w: words("learning", seeds=" ".join(SEEDS), runs=f"../../results/{w.place}/grpo", out=f"../../figures/{w.place}", scale=SCALE,
-                              mean=bool(AVERAGED), **({} if SCALES[SCALE]["ablations"] else dict(without="", reference=False))),
+                              mean=bool(AVERAGED), reference="reference" in WITHOUT,
+                              without=" ".join(a.removeprefix("without-") for a in WITHOUT if a != "reference")),
     shell:
         PAPERMILL
 
